@@ -1,0 +1,2 @@
+//! Snapshot → desired state, pure.
+pub mod state;

@@ -1,0 +1,200 @@
+//! What the dataplane is to hold: service ports with their frontends and endpoints, already decided
+//! (semantics 3–7). The only types that `dataplane/` takes from `desired/`.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+pub use lb_common::abi::FrontendKind;
+
+/// An IP family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum IpFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpFamily {
+    /// Both families.
+    pub const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+    /// The family of an address.
+    pub const fn of(addr: &IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => IpFamily::V4,
+            IpAddr::V6(_) => IpFamily::V6,
+        }
+    }
+    /// Index into pairs of maps.
+    pub const fn index(self) -> usize {
+        match self {
+            IpFamily::V4 => 0,
+            IpFamily::V6 => 1,
+        }
+    }
+    /// Kubernetes' name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        }
+    }
+}
+
+/// A transport protocol of a Service.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => lb_common::abi::proto::TCP,
+            Protocol::Udp => lb_common::abi::proto::UDP,
+            Protocol::Sctp => lb_common::abi::proto::SCTP,
+        }
+    }
+    /// Kubernetes' name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
+}
+
+/// Identity of a service port (semantics 1.6).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ServicePortName {
+    /// Namespace of the Service.
+    pub namespace: Arc<str>,
+    /// Name of the Service.
+    pub service: Arc<str>,
+    /// Name of the port; empty for an unnamed one.
+    pub port: Arc<str>,
+    /// Its protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service)?;
+        if !self.port.is_empty() {
+            write!(f, ":{}", self.port)?;
+        }
+        write!(f, "/{}", self.protocol.name())
+    }
+}
+
+/// A service port in one family: what the dataplane keys everything by.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct PortKey {
+    /// The service port.
+    pub name: ServicePortName,
+    /// The family.
+    pub family: IpFamily,
+}
+
+/// One frontend. NodePorts are expanded to one frontend per accepted node address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Frontend {
+    /// The dialled address.
+    pub addr: IpAddr,
+    /// The dialled port.
+    pub port: u16,
+    /// Which kind.
+    pub kind: FrontendKindOrd,
+}
+
+/// [`FrontendKind`] with an order: a lower one wins an exact clash (semantics 14.12, 21.7).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum FrontendKindOrd {
+    /// ClusterIP.
+    ClusterIp,
+    /// Load-balancer address.
+    LoadBalancer,
+    /// externalIP.
+    ExternalIp,
+    /// NodePort.
+    NodePort,
+}
+
+impl FrontendKindOrd {
+    /// The number that maps hold.
+    pub const fn abi(self) -> FrontendKind {
+        match self {
+            FrontendKindOrd::ClusterIp => FrontendKind::ClusterIp,
+            FrontendKindOrd::LoadBalancer => FrontendKind::LoadBalancer,
+            FrontendKindOrd::ExternalIp => FrontendKind::ExternalIp,
+            FrontendKindOrd::NodePort => FrontendKind::NodePort,
+        }
+    }
+}
+
+/// An endpoint of a service port that the data path must know: in a list, or still serving.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Endpoint {
+    /// Its address.
+    pub addr: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// On this node (5.11).
+    pub local: bool,
+    /// In the Cluster list (6.2).
+    pub in_cluster: bool,
+    /// In the Local list (6.3).
+    pub in_local: bool,
+    /// Ready or serving: UDP flows to it stay (17.3). An endpoint that is none of the three is not
+    /// listed here at all.
+    pub usable: bool,
+    /// Its zone, for display.
+    pub zone: Option<Arc<str>>,
+}
+
+/// An address prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Prefix {
+    /// Network address.
+    pub addr: IpAddr,
+    /// Length in bits.
+    pub len: u8,
+}
+
+/// Everything that the dataplane holds of one service port in one family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Its identity.
+    pub key: PortKey,
+    /// Its frontends that won (21.5), sorted, none twice.
+    pub frontends: Vec<Frontend>,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local` that counts (4.7).
+    pub external_local: bool,
+    /// Seconds of client affinity; 0 none.
+    pub affinity_secs: u32,
+    /// Restriction of the load-balancer frontends; empty: none.
+    pub source_ranges: Vec<Prefix>,
+    /// Its endpoints, sorted by address and port, none twice (5.13).
+    pub endpoints: Vec<Endpoint>,
+    /// Some node has a usable endpoint (6.7): an empty list in force means drop, not reject.
+    pub has_endpoints: bool,
+    /// Externally accessible (4.8): decides the ladder of table sizes.
+    pub external: bool,
+}
+
+/// One step from the last desired state to the next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The service port is new or differs.
+    Set(Arc<ServicePort>),
+    /// The service port is gone.
+    Remove(PortKey),
+}

@@ -1,0 +1,2 @@
+//! The node agent: Services and EndpointSlices become BPF map entries.
+pub mod desired;

@@ -1,0 +1,197 @@
+//! [`FlowKey`] → [`Flow`]: one direction of a translated connection at one side.
+//!
+//! Every flow has two entries, original and reply. A flow that is source-translated and carried by tc
+//! has two more, for the egress side. Key and value of an entry together name its partner, see
+//! [`Flow::partner_key`].
+
+use super::{Be16, MacAddr, mix};
+use crate::family::{Address, Family};
+
+/// Where in the packet's way a translation happens. Part of the key, so that a packet is translated
+/// exactly once a side. XDP and tc ingress of one interface share a side.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Side {
+    /// Arrived at an external interface.
+    ExternalIn = 1,
+    /// Arrived at a pod interface.
+    PodIn = 2,
+    /// Leaves by any interface. One side for both roles: by which interface a translated packet will
+    /// leave is not known when its flow is made.
+    Out = 3,
+}
+
+impl Side {
+    /// Decodes [`FlowKey::side`].
+    pub const fn from_u8(side: u8) -> Option<Self> {
+        match side {
+            1 => Some(Side::ExternalIn),
+            2 => Some(Side::PodIn),
+            3 => Some(Side::Out),
+            _ => None,
+        }
+    }
+}
+
+/// A packet's tuple as it is seen at a side, before translation. Key of `flows_*` and `openings_*`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey<F: Family> {
+    /// Source address.
+    pub saddr: F::Addr,
+    /// Destination address.
+    pub daddr: F::Addr,
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// [`Side`] as a number.
+    pub side: u8,
+    _pad: u16,
+}
+const _: () = assert!(size_of::<FlowKey<crate::V4>>() == 16);
+const _: () = assert!(size_of::<FlowKey<crate::V6>>() == 40);
+
+impl<F: Family> FlowKey<F> {
+    /// A key.
+    #[inline(always)]
+    pub const fn new(saddr: F::Addr, daddr: F::Addr, sport: Be16, dport: Be16, proto: u8, side: Side) -> Self {
+        FlowKey { saddr, daddr, sport, dport, proto, side: side as u8, _pad: 0 }
+    }
+    /// Decodes the side.
+    pub const fn side(&self) -> Option<Side> {
+        Side::from_u8(self.side)
+    }
+}
+
+/// Addresses and ports of a packet after its translation.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Translation<F: Family> {
+    /// Source address.
+    pub saddr: F::Addr,
+    /// Destination address.
+    pub daddr: F::Addr,
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+}
+const _: () = assert!(size_of::<Translation<crate::V4>>() == 12);
+
+/// One direction of a translated connection.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Flow<F: Family> {
+    /// [`flow_check`] over the key. First: the kernel writes an element in ascending order, so a
+    /// reader who compares the check after what it read notices every overwritten element.
+    pub check: u32,
+    /// The tuple after translation. At ingress tc applies only the destination half of an entry with
+    /// [`FlowFlags::SNAT`]; the egress entry does the other half.
+    pub to: Translation<F>,
+    /// Last use, in units of 256 jiffies since boot ([`super::Clock`]); written by programs when it
+    /// differs.
+    pub stamp: u32,
+    /// Backend id.
+    pub backend: u32,
+    /// Generation of the backend id when it was selected, as in [`super::Backend::generation`].
+    pub generation: u32,
+    /// Interface that XDP transmits by; 0 means that the next hop is not known.
+    pub ifindex: u32,
+    /// Next hop's link-layer address, for XDP.
+    pub dmac: MacAddr,
+    /// [`FlowFlags`].
+    pub flags: u16,
+}
+const _: () = assert!(size_of::<Flow<crate::V4>>() == 40);
+const _: () = assert!(size_of::<Flow<crate::V6>>() == 64);
+
+/// Bits of [`Flow::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct FlowFlags;
+
+impl FlowFlags {
+    /// Entry of the reply direction.
+    pub const REPLY: u16 = 1 << 0;
+    /// Source is translated, too: an entry at an ingress side that XDP applies whole and tc by halves.
+    pub const SNAT: u16 = 1 << 1;
+    /// The egress entry of such a flow (either direction).
+    pub const EGRESS: u16 = 1 << 2;
+    /// A pod through a VIP to itself: both halves at ingress, sent back to the same interface.
+    pub const HAIRPIN: u16 = 1 << 3;
+    /// A packet of this direction was seen.
+    pub const SEEN: u16 = 1 << 4;
+    /// This direction has sent FIN.
+    pub const FIN: u16 = 1 << 5;
+    /// This direction has sent RST.
+    pub const RST: u16 = 1 << 6;
+    /// The flow is confirmed (entry of `flows_*`).
+    pub const CONFIRMED: u16 = 1 << 7;
+    /// Egress entries exist.
+    pub const HAS_EGRESS: u16 = 1 << 8;
+    /// The reply entry is keyed at [`Side::PodIn`] (original entries of SNAT flows; else the partner's
+    /// side follows from the entry's own).
+    pub const REPLY_AT_POD: u16 = 1 << 9;
+    /// The original entry is keyed at [`Side::PodIn`] (reply entries).
+    pub const ORIGINAL_AT_POD: u16 = 1 << 10;
+    /// A connection that is no Service's, made a flow because its tuple was taken (design section 4).
+    pub const DIRECT: u16 = 1 << 11;
+    /// UDP that was answered, or TCP past its handshake, in both directions.
+    pub const CLOSING: u16 = Self::FIN | Self::RST;
+}
+
+impl<F: Family> Flow<F> {
+    /// Whether all of `flags` are set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
+    /// Key of the entry of the other direction.
+    ///
+    /// An ingress original entry without SNAT and hairpin has its reply at [`Side::Out`]; one with
+    /// SNAT or hairpin at an ingress side. Egress entries of SNAT flows pair with each other.
+    #[inline(always)]
+    pub fn partner_key(&self, _key: &FlowKey<F>) -> FlowKey<F> {
+        let side = if self.has(FlowFlags::EGRESS) {
+            Side::Out
+        } else if self.has(FlowFlags::REPLY) {
+            if self.has(FlowFlags::ORIGINAL_AT_POD) { Side::PodIn } else { Side::ExternalIn }
+        } else if self.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN) != 0 {
+            if self.has(FlowFlags::REPLY_AT_POD) { Side::PodIn } else { Side::ExternalIn }
+        } else {
+            Side::Out
+        };
+        FlowKey::new(self.to.daddr, self.to.saddr, self.to.dport, self.to.sport, _key.proto, side)
+    }
+}
+
+/// The check of an entry over its key.
+#[inline(always)]
+pub fn flow_check<F: Family>(key: &FlowKey<F>) -> u32 {
+    let mut s = 0x6c62_2d65_6270_6602u64;
+    s = mix(s, key.saddr.word(0) ^ key.daddr.word(0).rotate_left(16));
+    if F::IS_V6 {
+        s = mix(s, key.saddr.word(1) ^ key.daddr.word(1).rotate_left(16));
+        s = mix(s, key.saddr.word(2) ^ key.daddr.word(2).rotate_left(16));
+        s = mix(s, key.saddr.word(3) ^ key.daddr.word(3).rotate_left(16));
+    }
+    s = mix(s, (key.sport.be as u32) | ((key.dport.be as u32) << 16));
+    s = mix(s, (key.proto as u32) | ((key.side as u32) << 8));
+    (s >> 32) as u32
+}
+
+/// A flow being built, per CPU: keys and values are put together here, never on the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Scratch<F: Family> {
+    /// Key of the original entry.
+    pub key: FlowKey<F>,
+    /// The original entry.
+    pub flow: Flow<F>,
+    /// Key of the reply entry.
+    pub reply_key: FlowKey<F>,
+    /// The reply entry.
+    pub reply: Flow<F>,
+}

@@ -1,0 +1,53 @@
+//! The layout of every map key and value, without logic.
+//!
+//! Layout rules: `#[repr(C)]`, only integers, arrays and the `be` newtypes inside, every gap a named
+//! private `_pad` that is 0 (the kernel compares keys byte by byte), sizes asserted beside each type.
+//! A bare integer is in host byte order; network byte order is a [`Be16`], [`Be32`] or an address.
+
+mod addr;
+mod affinity;
+mod backend;
+mod be;
+mod drop;
+mod event;
+mod flow;
+mod fragment;
+mod node;
+mod service;
+mod socket;
+
+pub use addr::{Addr4, Addr6, MacAddr};
+pub use affinity::{Affinity, AffinityKey, SrcRangeKey};
+pub use backend::{Backend, BackendState, SELECTION_BLOCK_ROWS, SelectionBlock};
+pub use be::{Be16, Be32};
+pub use drop::{Counter, DropReason, PacketCount};
+pub use event::{Event, EventKind};
+pub use flow::{Flow, FlowFlags, FlowKey, Scratch, Side, Translation, flow_check};
+pub use fragment::{FragmentKey, Fragment};
+pub use node::{
+    Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey, PortFilter, PORT_FILTER_ENTRIES,
+    PORT_FILTER_WORDS, port_filter_slot,
+};
+pub use service::{FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check};
+pub use socket::{SocketOrigin, SocketOriginKey};
+
+/// IANA protocol numbers that Services use.
+pub mod proto {
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+}
+
+/// Folds one 32-bit word into a running check. Cheap on BPF: one xor, one multiply, one shift.
+#[inline(always)]
+pub(crate) fn mix(state: u64, word: u32) -> u64 {
+    let x = (state ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x ^ (x >> 29)
+}

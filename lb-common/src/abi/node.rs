@@ -1,0 +1,159 @@
+//! This node: interfaces, addresses, configuration, clock. Written by the agent, read by programs.
+
+use super::{Addr4, Addr6, MacAddr};
+use crate::family::Family;
+
+/// An interface that we serve. Value of `interfaces`, a hash by ifindex (`u32`).
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Preferred IPv4 source address for SNAT; all 0: none.
+    pub saddr_v4: Addr4,
+    /// Preferred global IPv6 source address for SNAT; all 0: none.
+    pub saddr_v6: Addr6,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Own link-layer address; 0 on interfaces without.
+    pub mac: MacAddr,
+    /// [`InterfaceRole`] as a number.
+    pub role: u8,
+    /// [`InterfaceFlags`].
+    pub flags: u8,
+}
+const _: () = assert!(size_of::<Interface>() == 32);
+
+/// What is behind an interface.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InterfaceRole {
+    /// Everything that is no pod.
+    External = 1,
+    /// One pod, or a bridge port with a pod behind it.
+    Pod = 2,
+}
+
+/// Bits of [`Interface::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct InterfaceFlags;
+
+impl InterfaceFlags {
+    /// XDP may transmit by this interface.
+    pub const XDP_TRANSMIT: u8 = 1 << 0;
+    /// No link-layer header: the packet starts with IP.
+    pub const L3: u8 = 1 << 1;
+}
+
+/// The one entry of `config` (array, index 0).
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// This node's primary IPv4 address: SNAT source where the interface has none, hairpin source,
+    /// client address of host sockets.
+    pub node_v4: Addr4,
+    /// The same for IPv6.
+    pub node_v6: Addr6,
+    /// Smallest prefix that holds every IPv4 ClusterIP: network.
+    pub cluster_net_v4: Addr4,
+    /// Its mask in network byte order; with no ClusterIP `net` is all 1 and `mask` 0, nothing matches.
+    pub cluster_mask_v4: Addr4,
+    /// Smallest prefix that holds every IPv6 ClusterIP: network.
+    pub cluster_net_v6: Addr6,
+    /// Its mask in network byte order.
+    pub cluster_mask_v6: Addr6,
+    /// First port for source translation, host byte order.
+    pub snat_port_min: u16,
+    /// Last port for source translation, host byte order.
+    pub snat_port_max: u16,
+    /// [`ModeFlags`].
+    pub modes: u32,
+    /// The agent's network namespace cookie; socket hooks act only on sockets in it unless
+    /// [`ModeFlags::SOCKET_ALL`].
+    pub netns_cookie: u64,
+    /// Jiffies a second (CONFIG_HZ), for whoever reads stamps; 0 until measured.
+    pub hz: u32,
+    /// Most refusals (RST, ICMP) a second and CPU; 0 means no limit.
+    pub refusals_per_sec: u32,
+}
+const _: () = assert!(size_of::<Config>() == 88);
+
+/// Bits of [`Config::modes`].
+#[derive(Clone, Copy, Debug)]
+pub struct ModeFlags;
+
+impl ModeFlags {
+    /// `--masquerade kube-proxy`: semantics 9.2 to the letter.
+    pub const MASQUERADE_KUBE_PROXY: u32 = 1 << 0;
+    /// `--masquerade-all`: every flow to a Service is source-translated.
+    pub const MASQUERADE_ALL: u32 = 1 << 1;
+    /// `--socket-lb all`: sockets of every namespace are translated.
+    pub const SOCKET_ALL: u32 = 1 << 2;
+    /// Debug events (new flows) go to the ring buffer.
+    pub const DEBUG_EVENTS: u32 = 1 << 3;
+    /// The kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and backports).
+    pub const CSUM_IPV6: u32 = 1 << 4;
+}
+
+/// An address of this node. Key of `node_addrs_*` (hash; value: [`NodeAddrFlags`] as `u32`).
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
+pub struct NodeAddrKey<F: Family> {
+    /// The address.
+    pub addr: F::Addr,
+}
+
+/// Bits of the value of `node_addrs_*`.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeAddrFlags;
+
+impl NodeAddrFlags {
+    /// NodePorts are accepted on it.
+    pub const NODE_PORT: u32 = 1 << 0;
+    /// The node's primary address of its family.
+    pub const PRIMARY: u32 = 1 << 1;
+}
+
+/// Elements of `port_filter`: TCP, UDP, SCTP.
+pub const PORT_FILTER_ENTRIES: u32 = 3;
+/// 32-bit words of one element: a bit for each of 65,536 ports.
+pub const PORT_FILTER_WORDS: usize = 2048;
+
+/// One element of `port_filter`: bit `p % 32` of word `p / 32` is set when destination port `p` (host
+/// byte order) may be ours.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortFilter {
+    /// The bits.
+    pub words: [u32; PORT_FILTER_WORDS],
+}
+
+/// Element of `port_filter` for a protocol.
+#[inline(always)]
+pub const fn port_filter_slot(proto: u8) -> Option<u32> {
+    match proto {
+        super::proto::TCP => Some(0),
+        super::proto::UDP => Some(1),
+        super::proto::SCTP => Some(2),
+        _ => None,
+    }
+}
+
+/// The kernel's clocks, read together by the `clock` program into the packet it is run on.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Clock {
+    /// `jiffies_64`.
+    pub jiffies: u64,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+/// Jiffies in one unit of [`super::Flow::stamp`], as a shift.
+impl Clock {
+    /// `stamp = jiffies >> STAMP_SHIFT`.
+    pub const STAMP_SHIFT: u32 = 8;
+    /// The stamp of this moment.
+    #[allow(clippy::cast_possible_truncation, reason = "stamps wrap after 34 years at HZ=1000")]
+    pub const fn stamp(&self) -> u32 {
+        (self.jiffies >> Self::STAMP_SHIFT) as u32
+    }
+}

@@ -1,0 +1,74 @@
+//! Names of maps and programs. The kernel keeps at most 15 bytes of each.
+
+/// Directory below the bpffs mount that holds every pin of this product.
+pub const PIN_ROOT: &str = "lb";
+
+/// Maps, as they appear in `bpftool map` and as pins.
+pub mod maps {
+    /// Frontends, IPv4 and IPv6.
+    pub const SERVICES: [&str; 2] = ["services_v4", "services_v6"];
+    /// Backends by id.
+    pub const BACKENDS: [&str; 2] = ["backends_v4", "backends_v6"];
+    /// Maglev rows of every service port.
+    pub const SELECTION: &str = "selection";
+    /// Confirmed flows.
+    pub const FLOWS: [&str; 2] = ["flows_v4", "flows_v6"];
+    /// Flows that are not confirmed yet.
+    pub const OPENINGS: [&str; 2] = ["openings_v4", "openings_v6"];
+    /// Session affinity.
+    pub const AFFINITY: [&str; 2] = ["affinity_v4", "affinity_v6"];
+    /// `loadBalancerSourceRanges`.
+    pub const SRC_RANGES: [&str; 2] = ["src_ranges_v4", "src_ranges_v6"];
+    /// Ports of first fragments.
+    pub const FRAGMENTS: [&str; 2] = ["fragments_v4", "fragments_v6"];
+    /// What sockets dialled.
+    pub const SOCKET_ORIGINS: &str = "socket_origins";
+    /// Ports that a frontend or an SNAT flow uses.
+    pub const PORT_FILTER: &str = "port_filter";
+    /// Addresses of this node.
+    pub const NODE_ADDRS: [&str; 2] = ["node_addrs_v4", "node_addrs_v6"];
+    /// Interfaces by ifindex.
+    pub const INTERFACES: &str = "interfaces";
+    /// The one configuration entry.
+    pub const CONFIG: &str = "config";
+    /// Counters, per CPU.
+    pub const COUNTERS: &str = "counters";
+    /// Traffic by service id, per CPU.
+    pub const SERVICE_STATS: &str = "service_stats";
+    /// A flow being built, per CPU.
+    pub const SCRATCH: [&str; 2] = ["scratch_v4", "scratch_v6"];
+    /// Drops, new flows and other events.
+    pub const EVENTS: &str = "events";
+    /// Tail-called programs.
+    pub const TAILS_XDP: &str = "tails_xdp";
+    /// Tail-called programs.
+    pub const TAILS_TC: &str = "tails_tc";
+    /// Element of an RCU grace period barrier.
+    pub const BARRIER: &str = "barrier";
+}
+
+/// Programs.
+pub mod programs {
+    /// External ingress, XDP.
+    pub const XDP_EXT_IN: &str = "xdp_ext_in";
+    /// Pod interface ingress.
+    pub const TC_POD_IN: &str = "tc_pod_in";
+    /// External interface ingress.
+    pub const TC_EXT_IN: &str = "tc_ext_in";
+    /// Egress of pod and external interfaces.
+    pub const TC_OUT: &str = "tc_out";
+    /// The same three for interfaces without a link-layer header.
+    pub const TC_POD_IN_L3: &str = "tc_pod_in_l3";
+    /// External ingress without a link-layer header.
+    pub const TC_EXT_IN_L3: &str = "tc_ext_in_l3";
+    /// Egress without a link-layer header.
+    pub const TC_OUT_L3: &str = "tc_out_l3";
+    /// Socket hooks, in the order connect4, connect6, sendmsg4, sendmsg6, recvmsg4, recvmsg6,
+    /// getpeername4, getpeername6.
+    pub const CGROUP: [&str; 8] = [
+        "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4",
+        "getpeername6",
+    ];
+    /// Reads the kernel's clocks for the agent; run by `BPF_PROG_TEST_RUN`, never attached.
+    pub const CLOCK: &str = "clock";
+}
