@@ -1,0 +1,142 @@
+//! `lb-ebpf` → `target/bpf/NAME.o`: compiles the BPF programs with the flags that the verifier needs.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::Tools;
+use crate::{command, elf, paths};
+
+/// Linker arguments, given after `--` so that a change of them does not rebuild `core`.
+///
+/// - The memcpy expansion turns every short memset and memmove into a call of a byte loop, which old kernels refuse
+///   (`back-edge from insn …`) and new ones verify at three times the cost.
+/// - The memory builtins call a `memcmp` whose length LLVM removed (`R3 is not a scalar`).
+const LINK_ARGS: [&str; 2] = [
+    "-Clink-arg=--disable-expand-memcpy-in-order",
+    "-Clink-arg=--disable-memory-builtins",
+];
+
+/// Builds every program of `lb-ebpf` and leaves the objects at [`paths::bpf_object`].
+pub(crate) fn build(tools: &Tools) -> Result<()> {
+    for bin in bins()? {
+        command::run(
+            cargo(tools, "rustc")
+                .args(["--release", "--package", "lb-ebpf", "--bin", &bin])
+                .arg("--")
+                .args(LINK_ARGS),
+        )?;
+        let built = paths::bpf_target()
+            .join("bpfel-unknown-none/release")
+            .join(&bin);
+        let object =
+            fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+        check(&object).with_context(|| format!("{} would not load", built.display()))?;
+        replace(&paths::bpf_object(&bin), &object)?;
+    }
+    Ok(())
+}
+
+/// Checks the BPF programs with clippy, under the flags they are built with.
+pub(crate) fn clippy(tools: &Tools) -> Result<()> {
+    let mut command = cargo(tools, "clippy");
+    command.args([
+        "--release",
+        "--package",
+        "lb-ebpf",
+        "--bins",
+        "--",
+        "-Dwarnings",
+    ]);
+    command::run(&mut command)
+}
+
+/// `cargo VERB` for the BPF target.
+fn cargo(tools: &Tools, verb: &str) -> Command {
+    let flags = [
+        // Maps lose their BTF with less.
+        "-Cdebuginfo=2".to_owned(),
+        "-Ctarget-cpu=v3".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+        format!("-Clinker={}", tools.bpf_linker.display()),
+    ];
+    let mut command = command::cargo();
+    command
+        // The compiler is a stable one; building `core` for a target without a prebuilt one is not stable yet.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .arg(verb)
+        .args(["-Zbuild-std=core", "--target", "bpfel-unknown-none"])
+        .arg("--target-dir")
+        .arg(paths::bpf_target());
+    command
+}
+
+/// The names of the `[[bin]]` targets of `lb-ebpf`.
+fn bins() -> Result<Vec<String>> {
+    let manifest = paths::workspace().join("lb-ebpf/Cargo.toml");
+    let text = fs::read_to_string(&manifest)
+        .with_context(|| format!("cannot read {}", manifest.display()))?;
+    let bins = bin_names(&text);
+    if bins.is_empty() {
+        bail!(
+            "{} names no [[bin]]; add one for the programs",
+            manifest.display()
+        );
+    }
+    Ok(bins)
+}
+
+fn bin_names(manifest: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut is_bin = false;
+    for line in manifest.lines().map(str::trim) {
+        if line.starts_with('[') {
+            is_bin = line == "[[bin]]";
+        } else if let (true, Some((key, value))) = (is_bin, line.split_once('='))
+            && key.trim() == "name"
+        {
+            names.push(value.trim().trim_matches('"').to_owned());
+        }
+    }
+    names
+}
+
+/// Refuses an object that holds a panic path: the kernel's own message about it says nothing.
+fn check(object: &[u8]) -> Result<()> {
+    let sections = elf::section_names(object)?;
+    if let Some(name) = sections
+        .iter()
+        .find(|name| name.starts_with(".text.unlikely"))
+    {
+        bail!(
+            "it has a section {name}, so some code can panic (an index, a slice copy, unwrap, a division by a \
+             variable); find it with `llvm-objdump -dr` or by taking code away"
+        );
+    }
+    Ok(())
+}
+
+/// Replaces a file in one step, and only if it differs: its time stamp is what the agent's build script watches.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    let partial = path.with_extension(format!("o.{}", std::process::id()));
+    fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_bin_targets_are_found_and_others_are_not() {
+        let manifest = "[package]\nname = \"p\"\n[[bin]]\nname = \"lb\"\npath = \"a\"\n\n[[bin]]\nname=\"front\"\n[lib]\nname = \"l\"\n";
+        assert_eq!(bin_names(manifest), ["lb", "front"]);
+    }
+}

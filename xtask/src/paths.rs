@@ -1,0 +1,44 @@
+//! Where things lie: the checkout, its build output, and the tools that outlive a `cargo clean`.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// The root of the checkout.
+pub(crate) fn workspace() -> PathBuf {
+    let xtask = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    xtask
+        .parent()
+        .map_or_else(|| xtask.clone(), Path::to_path_buf)
+}
+
+/// Build output of the native crates.
+pub(crate) fn target() -> PathBuf {
+    workspace().join("target")
+}
+
+/// Build output of the BPF target. Apart from [`target`], so that its flags do not rebuild native crates.
+///
+/// `lb-agent/build.rs` expects the finished object in this folder.
+pub(crate) fn bpf_target() -> PathBuf {
+    target().join("bpf")
+}
+
+/// The finished object of the BPF program `bin`.
+pub(crate) fn bpf_object(bin: &str) -> PathBuf {
+    bpf_target().join(format!("{bin}.o"))
+}
+
+/// The folder of tools that [`crate::setup`] builds: `$XDG_CACHE_HOME/lb-ebpf` or `~/.cache/lb-ebpf`.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let base = env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .context(
+            "neither XDG_CACHE_HOME nor HOME is set; set one to say where tools may be kept",
+        )?;
+    Ok(base.join("lb-ebpf"))
+}

@@ -1,0 +1,109 @@
+//! A machine with rustup, git and a C compiler → one that can build, test and run this project.
+//!
+//! Looks first and installs only what is missing, so a run that finds everything costs a few file look-ups.
+
+mod bpf_linker;
+mod debian;
+mod rust_src;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, paths};
+
+/// What the BPF build needs to know of this machine.
+pub(crate) struct Tools {
+    /// The linker, by its whole path: never one that happens to lie in `PATH`.
+    pub(crate) bpf_linker: PathBuf,
+}
+
+/// The compiler of this checkout.
+struct Rustc {
+    /// As in `1.95.0`.
+    release: String,
+    /// Short commit hash: two builds of one release do not share tools.
+    commit: String,
+    /// As in `22`.
+    llvm_major: String,
+    sysroot: PathBuf,
+}
+
+/// What is set up: only what a build needs, or what tests, demo and benchmark use besides.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Build,
+    Run,
+}
+
+/// Checks what `scope` needs and installs what is missing.
+pub(crate) fn setup(scope: Scope) -> Result<Tools> {
+    let steps = Steps {
+        start: Instant::now(),
+    };
+    let rustc = rustc()?;
+    let cache = paths::cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    // Two checkouts may set up at once.
+    let lock =
+        File::create(cache.join("setup.lock")).context("cannot create the set-up's lock file")?;
+    lock.lock().context("cannot lock the set-up's lock file")?;
+
+    rust_src::install(&steps, &rustc)?;
+    let bpf_linker = bpf_linker::install(&steps, &rustc)?;
+    if scope == Scope::Run {
+        debian::install(&steps)?;
+    }
+    Ok(Tools { bpf_linker })
+}
+
+/// Reports steps with the time since the start, so that nobody thinks a first run hangs.
+struct Steps {
+    start: Instant,
+}
+
+impl Steps {
+    fn say(&self, text: &str) {
+        eprintln!(
+            "[setup {:5.1} s] {text}",
+            self.start.elapsed().as_secs_f32()
+        );
+    }
+}
+
+fn rustc() -> Result<Rustc> {
+    let in_checkout = || {
+        let mut command = Command::new("rustc");
+        command.current_dir(paths::workspace());
+        command
+    };
+    let version = command::read(in_checkout().arg("-vV"))
+        .context("cannot ask the Rust compiler for its version; install Rust with rustup")?;
+    let sysroot = command::read(in_checkout().args(["--print", "sysroot"]))?;
+    let field = |name: &str| {
+        version
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+            .with_context(|| format!("`rustc -vV` does not tell `{name}`"))
+    };
+    let release = field("release")?;
+    let wanted = concat!(env!("CARGO_PKG_RUST_VERSION"), ".");
+    if !release.starts_with(wanted) {
+        bail!(
+            "rustc {release} is active, but rust-toolchain.toml names {wanted}x; unset RUSTUP_TOOLCHAIN"
+        );
+    }
+    Ok(Rustc {
+        release: release.to_owned(),
+        commit: field("commit-hash")?.chars().take(9).collect(),
+        llvm_major: field("LLVM version")?
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
+        sysroot: PathBuf::from(sysroot.trim()),
+    })
+}
