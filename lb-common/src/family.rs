@@ -17,7 +17,16 @@ pub trait Family: Copy + Clone + Default + PartialEq + Eq + core::fmt::Debug + '
 
 /// An address of a [`Family`], made of 32-bit words in network byte order.
 pub trait Address:
-    Copy + Clone + Default + PartialEq + Eq + PartialOrd + Ord + core::hash::Hash + core::fmt::Debug + 'static
+    Copy
+    + Clone
+    + Default
+    + PartialEq
+    + Eq
+    + PartialOrd
+    + Ord
+    + core::hash::Hash
+    + core::fmt::Debug
+    + 'static
 {
     /// Number of 32-bit words: 1 or 4.
     const WORDS: usize;

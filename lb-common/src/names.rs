@@ -29,6 +29,8 @@ pub mod maps {
     pub const NODE_ADDRS: [&str; 2] = ["node_addrs_v4", "node_addrs_v6"];
     /// Interfaces by ifindex.
     pub const INTERFACES: &str = "interfaces";
+    /// Interfaces that XDP transmits by, at ifindex % 256.
+    pub const XDP_DEVICES: &str = "xdp_devices";
     /// The one configuration entry.
     pub const CONFIG: &str = "config";
     /// Counters, per CPU.
@@ -66,8 +68,29 @@ pub mod programs {
     /// Socket hooks, in the order connect4, connect6, sendmsg4, sendmsg6, recvmsg4, recvmsg6,
     /// getpeername4, getpeername6.
     pub const CGROUP: [&str; 8] = [
-        "connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4",
+        "connect4",
+        "connect6",
+        "sendmsg4",
+        "sendmsg6",
+        "recvmsg4",
+        "recvmsg6",
+        "getpeername4",
         "getpeername6",
+    ];
+    /// Programs behind tail calls of the XDP program: slot of `tails_xdp`, name.
+    pub const TAILS_XDP_SLOTS: &[(u32, &str)] = &[(0, "xdp_slow_v4"), (1, "xdp_slow_v6")];
+    /// Programs behind tail calls of the tc programs: slot of `tails_tc`, name. Even slots IPv4.
+    pub const TAILS_TC_SLOTS: &[(u32, &str)] = &[
+        (0, "tc_ext_slow_v4"),
+        (1, "tc_ext_slow_v6"),
+        (2, "tc_pod_slow_v4"),
+        (3, "tc_pod_slow_v6"),
+        (4, "tc_out_slow_v4"),
+        (5, "tc_out_slow_v6"),
+        (6, "tc_refuse_v4"),
+        (7, "tc_refuse_v6"),
+        (8, "tc_icmp_v4"),
+        (9, "tc_icmp_v6"),
     ];
     /// Reads the kernel's clocks for the agent; run by `BPF_PROG_TEST_RUN`, never attached.
     pub const CLOCK: &str = "clock";

@@ -28,7 +28,9 @@ pub struct MacAddr {
 
 impl From<Ipv4Addr> for Addr4 {
     fn from(addr: Ipv4Addr) -> Self {
-        Addr4 { be: u32::from_ne_bytes(addr.octets()) }
+        Addr4 {
+            be: u32::from_ne_bytes(addr.octets()),
+        }
     }
 }
 
@@ -42,7 +44,9 @@ impl From<Ipv6Addr> for Addr6 {
     fn from(addr: Ipv6Addr) -> Self {
         let o = addr.octets();
         let word = |i: usize| u32::from_ne_bytes([o[i], o[i + 1], o[i + 2], o[i + 3]]);
-        Addr6 { be: [word(0), word(4), word(8), word(12)] }
+        Addr6 {
+            be: [word(0), word(4), word(8), word(12)],
+        }
     }
 }
 
@@ -75,7 +79,11 @@ impl MacAddr {
     }
     /// The six octets in transmission order.
     pub const fn octets(self) -> [u8; 6] {
-        let (a, b, c) = (self.be[0].to_ne_bytes(), self.be[1].to_ne_bytes(), self.be[2].to_ne_bytes());
+        let (a, b, c) = (
+            self.be[0].to_ne_bytes(),
+            self.be[1].to_ne_bytes(),
+            self.be[2].to_ne_bytes(),
+        );
         [a[0], a[1], b[0], b[1], c[0], c[1]]
     }
     /// Whether no address is known.

@@ -51,7 +51,13 @@ impl BackendState {
 impl<F: Family> Backend<F> {
     /// A backend.
     pub const fn new(addr: F::Addr, port: Be16, zone: u16, state: u32, service_id: u32) -> Self {
-        Backend { addr, port, zone, state, service_id }
+        Backend {
+            addr,
+            port,
+            zone,
+            state,
+            service_id,
+        }
     }
     /// The generation, in the upper 24 bits.
     #[inline(always)]

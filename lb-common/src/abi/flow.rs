@@ -57,8 +57,23 @@ const _: () = assert!(size_of::<FlowKey<crate::V6>>() == 40);
 impl<F: Family> FlowKey<F> {
     /// A key.
     #[inline(always)]
-    pub const fn new(saddr: F::Addr, daddr: F::Addr, sport: Be16, dport: Be16, proto: u8, side: Side) -> Self {
-        FlowKey { saddr, daddr, sport, dport, proto, side: side as u8, _pad: 0 }
+    pub const fn new(
+        saddr: F::Addr,
+        daddr: F::Addr,
+        sport: Be16,
+        dport: Be16,
+        proto: u8,
+        side: Side,
+    ) -> Self {
+        FlowKey {
+            saddr,
+            daddr,
+            sport,
+            dport,
+            proto,
+            side: side as u8,
+            _pad: 0,
+        }
     }
     /// Decodes the side.
     pub const fn side(&self) -> Option<Side> {
@@ -138,7 +153,7 @@ impl FlowFlags {
     pub const ORIGINAL_AT_POD: u16 = 1 << 10;
     /// A connection that is no Service's, made a flow because its tuple was taken (design section 4).
     pub const DIRECT: u16 = 1 << 11;
-    /// UDP that was answered, or TCP past its handshake, in both directions.
+    /// This direction has sent FIN or RST.
     pub const CLOSING: u16 = Self::FIN | Self::RST;
 }
 
@@ -148,22 +163,56 @@ impl<F: Family> Flow<F> {
     pub const fn has(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
-    /// Key of the entry of the other direction.
+    /// Key of the entry of the other direction: original ↔ reply.
     ///
     /// An ingress original entry without SNAT and hairpin has its reply at [`Side::Out`]; one with
-    /// SNAT or hairpin at an ingress side. Egress entries of SNAT flows pair with each other.
+    /// SNAT or hairpin at an ingress side. An egress entry of an SNAT flow names the ingress entry of
+    /// the other direction (the ingress entries do not name the egress ones this way, see
+    /// [`Flow::egress_key`]), so it lives as long as that pair does.
     #[inline(always)]
-    pub fn partner_key(&self, _key: &FlowKey<F>) -> FlowKey<F> {
-        let side = if self.has(FlowFlags::EGRESS) {
-            Side::Out
-        } else if self.has(FlowFlags::REPLY) {
-            if self.has(FlowFlags::ORIGINAL_AT_POD) { Side::PodIn } else { Side::ExternalIn }
-        } else if self.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN) != 0 {
-            if self.has(FlowFlags::REPLY_AT_POD) { Side::PodIn } else { Side::ExternalIn }
+    pub fn partner_key(&self, key: &FlowKey<F>) -> FlowKey<F> {
+        let side = if self.has(FlowFlags::REPLY) {
+            if self.has(FlowFlags::ORIGINAL_AT_POD) {
+                Side::PodIn
+            } else {
+                Side::ExternalIn
+            }
+        } else if self.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN | FlowFlags::EGRESS) != 0 {
+            if self.has(FlowFlags::REPLY_AT_POD) {
+                Side::PodIn
+            } else {
+                Side::ExternalIn
+            }
         } else {
             Side::Out
         };
-        FlowKey::new(self.to.daddr, self.to.saddr, self.to.dport, self.to.sport, _key.proto, side)
+        FlowKey::new(
+            self.to.daddr,
+            self.to.saddr,
+            self.to.dport,
+            self.to.sport,
+            key.proto,
+            side,
+        )
+    }
+    /// Key of the egress entry that finishes what tc does at ingress with an SNAT entry.
+    ///
+    /// tc ingress translates the destination, and in the original direction both ports; the egress
+    /// entry translates the source, and in the reply direction both ports. So the tuple between the
+    /// two is client:SNAT port ↔ backend:port in both directions, unique because the SNAT port is.
+    #[inline(always)]
+    pub fn egress_key(&self, key: &FlowKey<F>) -> FlowKey<F> {
+        let (sport, dport) = self.ingress_ports(key);
+        FlowKey::new(key.saddr, self.to.daddr, sport, dport, key.proto, Side::Out)
+    }
+    /// Ports of a packet behind tc ingress.
+    #[inline(always)]
+    pub fn ingress_ports(&self, key: &FlowKey<F>) -> (Be16, Be16) {
+        if self.has(FlowFlags::REPLY) {
+            (key.sport, key.dport)
+        } else {
+            (self.to.sport, self.to.dport)
+        }
     }
 }
 

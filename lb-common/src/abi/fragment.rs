@@ -25,8 +25,21 @@ const _: () = assert!(size_of::<FragmentKey<crate::V6>>() == 40);
 impl<F: Family> FragmentKey<F> {
     /// A key.
     #[inline(always)]
-    pub const fn new(saddr: F::Addr, daddr: F::Addr, id: u32, proto: u8, side: super::Side) -> Self {
-        FragmentKey { saddr, daddr, id, proto, side: side as u8, _pad: 0 }
+    pub const fn new(
+        saddr: F::Addr,
+        daddr: F::Addr,
+        id: u32,
+        proto: u8,
+        side: super::Side,
+    ) -> Self {
+        FragmentKey {
+            saddr,
+            daddr,
+            id,
+            proto,
+            side: side as u8,
+            _pad: 0,
+        }
     }
 }
 

@@ -23,12 +23,14 @@ pub use be::{Be16, Be32};
 pub use drop::{Counter, DropReason, PacketCount};
 pub use event::{Event, EventKind};
 pub use flow::{Flow, FlowFlags, FlowKey, Scratch, Side, Translation, flow_check};
-pub use fragment::{FragmentKey, Fragment};
+pub use fragment::{Fragment, FragmentKey};
 pub use node::{
-    Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey, PortFilter, PORT_FILTER_ENTRIES,
-    PORT_FILTER_WORDS, port_filter_slot,
+    Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey,
+    PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, XdpDevice, port_filter_slot,
 };
-pub use service::{FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check};
+pub use service::{
+    FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check,
+};
 pub use socket::{SocketOrigin, SocketOriginKey};
 
 /// IANA protocol numbers that Services use.

@@ -43,6 +43,42 @@ impl InterfaceFlags {
     pub const L3: u8 = 1 << 1;
 }
 
+/// An interface that XDP transmits by. Element of `xdp_devices` (array), at `ifindex % 256`.
+///
+/// An array, because its lookup is inlined and XDP needs it for every packet; two interfaces that
+/// share a slot cannot both transmit: the agent keeps the first and leaves the other to tc.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct XdpDevice {
+    /// Whose entry this is; 0 nobody's.
+    pub ifindex: u32,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// Own link-layer address.
+    pub mac: MacAddr,
+    _pad: u16,
+}
+const _: () = assert!(size_of::<XdpDevice>() == 16);
+
+impl XdpDevice {
+    /// Elements of `xdp_devices`.
+    pub const SLOTS: u32 = 256;
+    /// An entry.
+    pub const fn new(ifindex: u32, mtu: u32, mac: MacAddr) -> Self {
+        XdpDevice {
+            ifindex,
+            mtu,
+            mac,
+            _pad: 0,
+        }
+    }
+    /// Slot of an interface.
+    #[inline(always)]
+    pub const fn slot(ifindex: u32) -> u32 {
+        ifindex % Self::SLOTS
+    }
+}
+
 /// The one entry of `config` (array, index 0).
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -152,7 +188,10 @@ impl Clock {
     /// `stamp = jiffies >> STAMP_SHIFT`.
     pub const STAMP_SHIFT: u32 = 8;
     /// The stamp of this moment.
-    #[allow(clippy::cast_possible_truncation, reason = "stamps wrap after 34 years at HZ=1000")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "stamps wrap after 34 years at HZ=1000"
+    )]
     pub const fn stamp(&self) -> u32 {
         (self.jiffies >> Self::STAMP_SHIFT) as u32
     }

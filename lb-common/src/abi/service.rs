@@ -26,7 +26,12 @@ impl<F: Family> ServiceKey<F> {
     /// A key.
     #[inline(always)]
     pub const fn new(addr: F::Addr, port: Be16, proto: u8) -> Self {
-        ServiceKey { addr, port, proto, _pad: 0 }
+        ServiceKey {
+            addr,
+            port,
+            proto,
+            _pad: 0,
+        }
     }
 }
 

@@ -32,8 +32,23 @@ impl SocketOriginKey {
 
     /// A key.
     #[inline(always)]
-    pub const fn new(cookie: u64, addr: Addr6, port: Be16, kind: u8, family: u8, proto: u8) -> Self {
-        SocketOriginKey { cookie, addr, port, kind, family, proto, _pad: [0; 3] }
+    pub const fn new(
+        cookie: u64,
+        addr: Addr6,
+        port: Be16,
+        kind: u8,
+        family: u8,
+        proto: u8,
+    ) -> Self {
+        SocketOriginKey {
+            cookie,
+            addr,
+            port,
+            kind,
+            family,
+            proto,
+            _pad: [0; 3],
+        }
     }
 }
 
@@ -58,7 +73,20 @@ const _: () = assert!(size_of::<SocketOrigin>() == 32);
 impl SocketOrigin {
     /// A value.
     #[inline(always)]
-    pub const fn new(addr: Addr6, port: Be16, backend: u32, generation: u32, service_id: u32) -> Self {
-        SocketOrigin { addr, port, _pad: 0, backend, generation, service_id }
+    pub const fn new(
+        addr: Addr6,
+        port: Be16,
+        backend: u32,
+        generation: u32,
+        service_id: u32,
+    ) -> Self {
+        SocketOrigin {
+            addr,
+            port,
+            _pad: 0,
+            backend,
+            generation,
+            service_id,
+        }
     }
 }

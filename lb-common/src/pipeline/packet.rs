@@ -1,0 +1,79 @@
+//! The packet as the logic sees it: typed windows, and the few things only its context can do.
+
+use crate::abi::MacAddr;
+use crate::family::Family;
+use crate::wire::Header;
+use crate::wire::checksum::Diff;
+
+/// A distance in bytes from the start of the packet, at most 0x3ff: the bound that the verifier needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offset(u32);
+
+impl Offset {
+    /// Behind an Ethernet header.
+    pub const ETH: Offset = Offset(14);
+    /// The packet's start.
+    pub const START: Offset = Offset(0);
+
+    /// An offset; bits above the bound are cut off.
+    #[inline(always)]
+    pub const fn new(bytes: u32) -> Self {
+        Offset(bytes & 0x3ff)
+    }
+    /// In bytes.
+    #[inline(always)]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+    /// Further by so many bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, bytes: u32) -> Self {
+        Offset::new(self.0 + bytes)
+    }
+}
+
+/// Where the kernel would send a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NextHop {
+    /// Interface.
+    pub ifindex: u32,
+    /// Its neighbour's link-layer address; 0 while unresolved or where there is none.
+    pub dmac: MacAddr,
+    /// Whether a packet of the length asked for may be sent there at once: neighbour known, within
+    /// the MTU, forwarding on.
+    pub ready: bool,
+}
+
+/// A packet in one hook.
+pub trait PacketBuf {
+    /// Shows the header at an offset; `None` where the directly accessible part ends before its end.
+    fn header<T: Header>(&self, at: Offset) -> Option<&T>;
+    /// The same, to be written.
+    fn header_mut<T: Header>(&mut self, at: Offset) -> Option<&mut T>;
+    /// Makes up to `len` bytes directly accessible, as far as the packet has them.
+    fn linear(&mut self, len: u32);
+    /// Length in bytes, link-layer header included.
+    fn len(&self) -> u32;
+    /// Interface of the hook.
+    fn ifindex(&self) -> u32;
+    /// Repairs the transport checksum at `at`: `addresses` changes the pseudo-header, `data` what the
+    /// checksum covers besides. `udp`: a checksum of 0 means none and stays (IPv4), a sum of 0 is
+    /// written as 0xffff. False where it cannot be done; the packet must then be dropped.
+    fn repair_checksum<F: Family>(
+        &mut self,
+        at: Offset,
+        addresses: Diff,
+        data: Diff,
+        udp: bool,
+    ) -> bool;
+    /// Asks the routing table: a packet of `ip_len` bytes from `saddr` to `daddr` that came in by this
+    /// hook's interface. `None` where there is no route.
+    fn route<F: Family>(
+        &self,
+        saddr: &F::Addr,
+        daddr: &F::Addr,
+        proto: u8,
+        ip_len: u32,
+    ) -> Option<NextHop>;
+}
