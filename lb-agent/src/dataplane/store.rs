@@ -1,0 +1,189 @@
+//! The maps as the dataplane sees them: trait [`MapStore`], real maps or the in-memory fake of the
+//! tests behind it. Every operation is one the agent needs, typed by the map layouts.
+
+use std::io;
+
+use lb_common::{
+    V4, V6,
+    abi::{
+        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, Service, ServiceKey,
+        SrcRangeKey,
+    },
+    family::Family,
+};
+
+/// Why a map operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The map has no room for another entry (E2BIG, ENOSPC; ENOMEM of maps that are not preallocated).
+    #[error("map {map} is full; raise its size by a flag")]
+    Full {
+        /// The map's name, see [`lb_common::names::maps`].
+        map: &'static str,
+    },
+    /// Anything else.
+    #[error("cannot access map {map}")]
+    Io {
+        /// The map's name.
+        map: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// The map that failed.
+    pub const fn map(&self) -> &'static str {
+        match self {
+            StoreError::Full { map } | StoreError::Io { map, .. } => map,
+        }
+    }
+    /// Whether the map is full.
+    pub const fn is_full(&self) -> bool {
+        matches!(self, StoreError::Full { .. })
+    }
+}
+
+/// What a map operation returns.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// Sizes of the maps, fixed when they are made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacities {
+    /// Entries of each of `services_*`, address-only entries included; also elements of `service_stats`.
+    pub max_services: u32,
+    /// Elements of each of `backends_*`; id 0 is never used.
+    pub max_backends: u32,
+    /// Rows of `selection`: its blocks × 1,024.
+    pub selection_rows: u32,
+    /// Entries of each of `flows_*`.
+    pub max_flows: u32,
+}
+
+/// One of the two tables of flows of a family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum FlowTable {
+    /// `flows_*`: confirmed flows.
+    Flows,
+    /// `openings_*`: flows that are not confirmed.
+    Openings,
+}
+
+/// Where a scan of a flow table goes on. The store alone knows what the bytes mean: a bucket number of
+/// `BPF_MAP_LOOKUP_BATCH` or a key; both fit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScanCursor(pub [u8; 40]);
+
+/// The maps of one family.
+pub trait FamilyMaps<F: Family> {
+    /// Writes an entry of `services_*`, new or not, by one update.
+    fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()>;
+    /// Removes an entry of `services_*`; `false`: there was none.
+    fn remove_service(&mut self, key: &ServiceKey<F>) -> StoreResult<bool>;
+    /// Shows every entry of `services_*`.
+    fn each_service(&self, each: &mut dyn FnMut(&ServiceKey<F>, &Service)) -> StoreResult<()>;
+
+    /// Writes an element of `backends_*` whole, through the mapping: for an id that nothing refers to.
+    fn write_backend(&mut self, id: u32, backend: &Backend<F>) -> StoreResult<()>;
+    /// Writes [`Backend::state`] of an element in place, by one aligned 32-bit store.
+    fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()>;
+    /// Reads an element of `backends_*` through the mapping.
+    fn backend(&self, id: u32) -> StoreResult<Backend<F>>;
+
+    /// Removes the entries of `affinity_*` that `keep` refuses; returns how many.
+    fn retain_affinity(
+        &mut self,
+        keep: &mut dyn FnMut(&AffinityKey<F>, &Affinity) -> bool,
+    ) -> StoreResult<usize>;
+
+    /// Writes an entry of the trie `src_ranges_*`.
+    fn write_source_range(&mut self, key: &SrcRangeKey<F>) -> StoreResult<()>;
+    /// Removes an entry of `src_ranges_*`; `false`: there was none.
+    fn remove_source_range(&mut self, key: &SrcRangeKey<F>) -> StoreResult<bool>;
+    /// Shows every entry of `src_ranges_*`.
+    fn each_source_range(&self, each: &mut dyn FnMut(&SrcRangeKey<F>)) -> StoreResult<()>;
+
+    /// Appends entries of a flow table to `out`: about `limit` (a bucket is never cut). `None` begins a
+    /// scan; the answer is where to go on, `None` at the end. Entries written meanwhile may be missed
+    /// or seen twice.
+    fn scan_flows(
+        &self,
+        table: FlowTable,
+        cursor: Option<ScanCursor>,
+        limit: usize,
+        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
+    ) -> StoreResult<Option<ScanCursor>>;
+    /// Reads one entry of a flow table. On `openings_*` this must not count as a use
+    /// (user-space look-ups of an LRU hash do not).
+    fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>>;
+    /// Removes one entry of a flow table; `false`: there was none.
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool>;
+}
+
+/// Every map that the dataplane writes.
+pub trait MapStore {
+    /// The maps of one family.
+    type Maps<F: Family>: FamilyMaps<F>;
+
+    /// IPv4's maps, to read.
+    fn v4(&self) -> &Self::Maps<V4>;
+    /// IPv4's maps, to write.
+    fn v4_mut(&mut self) -> &mut Self::Maps<V4>;
+    /// IPv6's maps, to read.
+    fn v6(&self) -> &Self::Maps<V6>;
+    /// IPv6's maps, to write.
+    fn v6_mut(&mut self) -> &mut Self::Maps<V6>;
+
+    /// The sizes of the maps.
+    fn capacities(&self) -> Capacities;
+
+    /// Writes rows of the selection slab through the mapping; a range may span blocks. The rows must be
+    /// visible to programs before any later update of a service entry.
+    fn write_rows(&mut self, offset: u32, rows: &[u32]) -> StoreResult<()>;
+    /// Reads rows of the selection slab.
+    fn read_rows(&self, offset: u32, rows: &mut [u32]) -> StoreResult<()>;
+
+    /// Sets or clears one bit of `port_filter` through the mapping, by one aligned 32-bit store. `slot`
+    /// is the element of a protocol ([`lb_common::abi::port_filter_slot`]).
+    fn write_port(&mut self, slot: u32, port: u16, on: bool) -> StoreResult<()>;
+    /// Reads one element of `port_filter`.
+    fn read_ports(&self, slot: u32, ports: &mut PortFilter) -> StoreResult<()>;
+
+    /// Changes the entry of `config` in place of other writers: reads it, lets `change` alter it, writes
+    /// it back if it differs; the store locks, because others own other fields.
+    fn update_config(&mut self, change: &mut dyn FnMut(&mut Config)) -> StoreResult<()>;
+
+    /// Zeroes an element of `service_stats` on every CPU.
+    fn zero_service_stats(&mut self, id: u32) -> StoreResult<()>;
+
+    /// Waits until every program that was running has ended: an RCU grace period, by one update of a
+    /// map-in-map that nothing reads.
+    fn barrier(&mut self) -> StoreResult<()>;
+}
+
+/// A family, and how to reach its maps in a store.
+pub trait StoreFamily: Family {
+    /// The maps of this family, to read.
+    fn maps<S: MapStore>(store: &S) -> &S::Maps<Self>;
+    /// The maps of this family, to write.
+    fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<Self>;
+}
+
+impl StoreFamily for V4 {
+    fn maps<S: MapStore>(store: &S) -> &S::Maps<V4> {
+        store.v4()
+    }
+    fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<V4> {
+        store.v4_mut()
+    }
+}
+
+impl StoreFamily for V6 {
+    fn maps<S: MapStore>(store: &S) -> &S::Maps<V6> {
+        store.v6()
+    }
+    fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<V6> {
+        store.v6_mut()
+    }
+}
