@@ -1,7 +1,7 @@
 //! Child processes: a name, arguments and an environment become output or one sentence that says what failed.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ pub(crate) fn cargo() -> Command {
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_BUILD_TARGET")
         .env_remove("CARGO_TARGET_DIR");
+    if let Some(path) = search_path() {
+        command.env("PATH", path);
+    }
     // What `cargo run` tells this process about itself would reach build scripts of other packages.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
@@ -103,12 +106,20 @@ fn checked(command: &Command, output: &Output) -> Result<()> {
     bail!("`{}` failed ({}):\n{last}", shown(command), output.status)
 }
 
-/// Whether a program of that name lies in `PATH` or where Debian keeps administration tools.
+/// Whether a program of that name lies where [`cargo`]'s children look for it.
 pub(crate) fn exists(program: &str) -> bool {
+    search_path()
+        .is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
+/// `PATH` with the cache's own programs first and, last, where Debian keeps those for administrators.
+fn search_path() -> Option<OsString> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|folder| folder.join(program).is_file())
+    let own = paths::cache().ok()?.join("bin");
+    let folders = std::iter::once(own)
+        .chain(env::split_paths(&path))
+        .chain(["/usr/sbin".into(), "/sbin".into()]);
+    env::join_paths(folders).ok()
 }
 
 /// The command as a person would type it.

@@ -2,14 +2,18 @@
 //!
 //! Looks first and installs only what is missing, so a run that finds everything costs a few file look-ups.
 
+mod apt;
 mod bpf_linker;
-mod debian;
+pub(crate) mod machine;
+mod programs;
 mod rust_src;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -55,7 +59,7 @@ pub(crate) fn setup(scope: Scope) -> Result<Tools> {
     rust_src::install(&steps, &rustc)?;
     let bpf_linker = bpf_linker::install(&steps, &rustc)?;
     if scope == Scope::Run {
-        debian::install(&steps)?;
+        programs::install(&steps)?;
     }
     Ok(Tools { bpf_linker })
 }
@@ -66,11 +70,30 @@ struct Steps {
 }
 
 impl Steps {
+    /// A step that takes longer than this says that it is still at work.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
     fn say(&self, text: &str) {
         eprintln!(
-            "[setup {:5.1} s] {text}",
+            "[set-up {:5.1} s] {text}",
             self.start.elapsed().as_secs_f32()
         );
+    }
+
+    /// Announces a step and carries it out.
+    fn during<T>(&self, text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.say(text);
+        let (done, waits) = channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                while waits.recv_timeout(Self::PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                    self.say("  still at work");
+                }
+            });
+            let result = work();
+            drop(done);
+            result
+        })
     }
 }
 

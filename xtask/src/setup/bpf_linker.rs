@@ -25,9 +25,6 @@ pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<PathBuf> {
     if linker.is_file() {
         return Ok(linker);
     }
-    steps.say(&format!(
-        "bpf-linker {VERSION}: building it against the compiler's LLVM (about a minute)"
-    ));
     let mut cargo = command::cargo();
     cargo
         .env("LLVM_PREFIX", &folder)
@@ -42,9 +39,11 @@ pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<PathBuf> {
         .args(["--features", &format!("llvm-{}", rustc.llvm_major)])
         .arg("--root")
         .arg(&folder);
-    command::read(&mut cargo)
+    let text =
+        format!("bpf-linker {VERSION}: building it against the compiler's LLVM (about a minute)");
+    steps
+        .during(&text, || command::read(&mut cargo))
         .context("cannot build bpf-linker; is the crate registry reachable?")?;
-    steps.say("bpf-linker: done");
     Ok(linker)
 }
 

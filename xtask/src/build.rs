@@ -1,0 +1,12 @@
+//! Sources → `target/release/lb-agent` with the BPF programs inside.
+
+use anyhow::Result;
+
+use crate::setup::Tools;
+use crate::{build_ebpf, command};
+
+/// Builds the BPF programs, then the agent that embeds them.
+pub(crate) fn build(tools: &Tools) -> Result<()> {
+    build_ebpf::build(tools)?;
+    command::run(command::cargo().args(["build", "--release", "--package", "lb-agent"]))
+}

@@ -1,0 +1,285 @@
+//! Every check and test of the workspace → one line of counts.
+//!
+//! A test that cannot run on this machine returns without a failure and appends `NAME: REASON` to the file named by
+//! `LB_TEST_SKIPS`; it is counted as skipped, not as passed.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::setup::{Scope, machine, setup};
+use crate::{build, command, lint, paths};
+
+/// What `cargo xtask test` was asked for.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// Only tests whose name contains this, and no checks.
+    pub(crate) filter: Option<String>,
+    /// No checks.
+    pub(crate) is_fast: bool,
+    /// Also lb-common's tests under Miri.
+    pub(crate) is_miri: bool,
+}
+
+/// Sets up, builds, checks and tests. Whatever happens, its last line of output is
+/// `N passed, N failed, N skipped`.
+pub(crate) fn test(options: &Options) -> Result<ExitCode> {
+    let mut summary = Summary::default();
+    if let Err(error) = steps(options, &mut summary) {
+        summary.failed.push(format!("{error:#}"));
+    }
+    summary.print()?;
+    Ok(if summary.is_success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// An error is what makes the further steps pointless.
+fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
+    let tools = setup(Scope::Run).context("set-up")?;
+    if let Some(lack) = machine::lacks() {
+        eprintln!("tests that need the kernel are skipped: {lack}");
+    }
+    build::build(&tools).context("build")?;
+    if !options.is_fast && options.filter.is_none() {
+        let failed = lint::failed_checks(&tools);
+        summary
+            .failed
+            .extend(failed.into_iter().map(|name| format!("check {name}")));
+    }
+    native(options, summary)?;
+    if options.is_miri {
+        miri(options, summary)?;
+    }
+    Ok(())
+}
+
+/// The tests of every crate that is compiled for this machine.
+fn native(options: &Options, summary: &mut Summary) -> Result<()> {
+    let skips = paths::target().join(format!("test-skips-{}", std::process::id()));
+    let mut cargo = command::cargo();
+    cargo
+        .env("LB_TEST_SKIPS", &skips)
+        .args([
+            "test",
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--no-fail-fast",
+            "--",
+        ])
+        .args(&options.filter);
+    summary.run("cargo test", &mut cargo)?;
+
+    // No file: no test was skipped.
+    let lines = fs::read_to_string(&skips).unwrap_or_default();
+    if skips.exists() {
+        fs::remove_file(&skips).with_context(|| format!("cannot remove {}", skips.display()))?;
+    }
+    for line in lines.lines().filter(|line| !line.is_empty()) {
+        summary.passed = summary.passed.saturating_sub(1); // to libtest it is a test that passed
+        summary.skipped.push(line.to_owned());
+    }
+    Ok(())
+}
+
+/// lb-common's tests in the interpreter that finds undefined behaviour.
+fn miri(options: &Options, summary: &mut Summary) -> Result<()> {
+    let miri = || {
+        let mut command = Command::new("cargo");
+        command
+            .current_dir(paths::workspace())
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .args(["+nightly", "miri"]);
+        command
+    };
+    if command::read(miri().arg("--version")).is_err() {
+        summary
+            .skipped
+            .push("miri: run `rustup toolchain install nightly --component miri`".to_owned());
+        return Ok(());
+    }
+    let mut cargo = miri();
+    cargo
+        .arg("test")
+        .args(["--package", "lb-common", "--no-fail-fast", "--target-dir"])
+        .arg(paths::target().join("miri"))
+        .arg("--")
+        .args(&options.filter);
+    summary.run("cargo miri test", &mut cargo)
+}
+
+/// What the tests came to.
+#[derive(Default)]
+struct Summary {
+    passed: u64,
+    failed: Vec<String>,
+    /// `NAME: REASON`.
+    skipped: Vec<String>,
+}
+
+impl Summary {
+    /// Runs a test command, shows its output and counts.
+    fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{name}`"))?;
+        let output = child.stdout.take().context("the child has no output")?;
+        let mut reader = Reader::default();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.context("cannot read the tests' output")?;
+            let line = String::from_utf8_lossy(&line);
+            say(&line)?;
+            reader.line(&line);
+        }
+        let status = child.wait()?;
+        self.passed += reader.passed;
+        self.skipped.append(&mut reader.ignored);
+        if !status.success() && reader.failed.is_empty() {
+            // A binary that did not compile, or died without a result.
+            reader.failed.push(format!("{name} ({status})"));
+        }
+        self.failed.append(&mut reader.failed);
+        Ok(())
+    }
+
+    /// What was skipped, what failed, and the counts.
+    fn print(&self) -> Result<()> {
+        for skipped in &self.skipped {
+            say(&format!("SKIPPED: {skipped}"))?;
+        }
+        for failed in &self.failed {
+            say(&format!("FAILED: {failed}"))?;
+        }
+        if self.passed == 0 {
+            say("no test passed, which counts as a failure of the run")?;
+        }
+        say(&format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed,
+            self.failed.len(),
+            self.skipped.len()
+        ))
+    }
+
+    /// A run without a single test proves nothing and is no success.
+    fn is_success(&self) -> bool {
+        self.failed.is_empty() && self.passed > 0
+    }
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to standard output")
+}
+
+/// Reads libtest's output line by line.
+#[derive(Default)]
+struct Reader {
+    passed: u64,
+    failed: Vec<String>,
+    ignored: Vec<String>,
+    /// Names seen since the last `failures:`; the second such list of a binary holds nothing but names.
+    listed: Option<Vec<String>>,
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) {
+        if line == "failures:" {
+            self.listed = Some(Vec::new());
+        } else if let (Some(listed), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
+            listed.push(name.to_owned());
+        } else if let Some(at) = line.find("test result: ") {
+            self.result(&line[at..]);
+        } else if let Some((name, reason)) = ignored(line) {
+            self.ignored.push(format!("{name}: {reason}"));
+        }
+    }
+
+    /// `test result: FAILED. 3 passed; 1 failed; 0 ignored; …`
+    fn result(&mut self, line: &str) {
+        let count = |what: &str| -> u64 {
+            let words: Vec<&str> = line
+                .split([' ', ';'])
+                .filter(|word| !word.is_empty())
+                .collect();
+            words
+                .windows(2)
+                .find(|pair| pair[1] == what)
+                .and_then(|pair| pair[0].parse().ok())
+                .unwrap_or(0)
+        };
+        self.passed += count("passed");
+        let mut names = self.listed.take().unwrap_or_default();
+        let failed = usize::try_from(count("failed")).unwrap_or(usize::MAX);
+        // The count is what is sure: a test's own output may look like a list of names.
+        names = names.split_off(names.len().saturating_sub(failed));
+        names.resize_with(failed, || "a test whose name was not read".to_owned());
+        self.failed.append(&mut names);
+    }
+}
+
+/// `test NAME ... ignored, REASON` → name and reason.
+fn ignored(line: &str) -> Option<(&str, &str)> {
+    let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
+    Some((name, rest.strip_prefix(", ").unwrap_or("marked as ignored")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTPUT: &str = "\
+running 4 tests
+test a::passes ... ok
+test a::fails ... FAILED
+test a::waits ... ignored, needs a network
+test a::other ... ignored
+
+failures:
+
+---- a::fails stdout ----
+    not a name
+thread 'a::fails' panicked
+
+failures:
+    a::fails
+
+test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s
+glued to a child's output test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out
+";
+
+    #[test]
+    fn counts_and_names_of_all_binaries_are_read() {
+        let mut reader = Reader::default();
+        OUTPUT.lines().for_each(|line| reader.line(line));
+        assert_eq!(reader.passed, 13);
+        assert_eq!(reader.failed, ["a::fails"]);
+        assert_eq!(
+            reader.ignored,
+            ["a::waits: needs a network", "a::other: marked as ignored"]
+        );
+    }
+
+    #[test]
+    fn a_failed_command_without_a_failed_test_counts_as_failed() {
+        let mut summary = Summary::default();
+        summary.run("false", &mut Command::new("false")).unwrap();
+        assert_eq!(summary.failed.len(), 1);
+        assert!(!summary.is_success());
+    }
+
+    #[test]
+    fn no_test_at_all_is_a_failure() {
+        assert!(!Summary::default().is_success());
+        let one = Summary {
+            passed: 1,
+            ..Summary::default()
+        };
+        assert!(one.is_success());
+    }
+}
