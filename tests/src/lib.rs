@@ -1,1 +1,15 @@
-//! Harness.
+//! Harness of the tests, demo and benchmark: network namespaces in a small world, an agent in each
+//! node, servers that tell whom they saw, packets built byte by byte, programs run on one packet.
+//!
+//! Everything that a test makes (namespaces, mounts, cgroups, processes) is its own, has a unique
+//! name, and goes away when its value is dropped, after a panic, too.
+
+pub mod agent;
+pub mod echo;
+pub mod manifest;
+pub mod netns;
+pub mod packet;
+pub mod prog_run;
+pub mod requires;
+pub mod topology;
+pub mod wait;

@@ -1,0 +1,650 @@
+//! An agent in a node of the world: its own bpffs, its own cgroup, its own manifests and log.
+//!
+//! What it leaves in the kernel (pins, links, the cgroup) is in places that the test made and removes,
+//! so nothing outlives the test.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::process::ExitStatusExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::{manifest::ManifestDir, netns::NetNs, topology::Node, wait};
+
+/// How long an agent may take to become ready, or to end, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const PREFIX: &str = "lb-test-";
+
+/// A name that no other test of this machine uses, and that tells which process owns it.
+fn unique(what: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    static SWEPT: OnceLock<()> = OnceLock::new();
+    SWEPT.get_or_init(sweep);
+    format!(
+        "{PREFIX}{}-{}-{what}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Removes what killed test processes could not: mounts, directories and cgroups named by them.
+fn sweep() {
+    let dead = |name: &str| {
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next())
+            .and_then(|pid| pid.parse::<u32>().ok());
+        owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    };
+    let named = |dir: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| dead(&entry.file_name().to_string_lossy()))
+            .map(|entry| entry.path())
+            .collect()
+    };
+    for dir in named(&std::env::temp_dir()) {
+        // Several test processes sweep at once; whoever comes second finds nothing.
+        while umount2(&dir.join("bpf"), MntFlags::MNT_DETACH).is_ok() {}
+        while umount2(&dir, MntFlags::MNT_DETACH).is_ok() {}
+        drop(fs::remove_dir_all(&dir));
+    }
+    if let Ok(cgroups) = cgroup2_mount() {
+        for dir in named(&cgroups) {
+            drop(fs::remove_dir(&dir));
+        }
+    }
+}
+
+/// Where the machine's cgroup2 hierarchy is mounted: found by type, wherever that is.
+pub fn cgroup2_mount() -> Result<PathBuf> {
+    let mounts =
+        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - "))
+        .find(|(_, filesystem)| filesystem.starts_with("cgroup2 "))
+        .and_then(|(mount, _)| mount.split(' ').nth(4))
+        .map(PathBuf::from)
+        .ok_or_else(|| anyhow!("no mount of type cgroup2; mount one: mount -t cgroup2 none DIR"))
+}
+
+/// A directory of this test, removed on drop.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// A new, empty directory.
+    pub fn new(what: &str) -> Result<TempDir> {
+        let path = std::env::temp_dir().join(unique(what));
+        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(TempDir(path))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// A bpffs of its own. Unmounted on drop, which unpins and so detaches everything in it.
+#[derive(Debug)]
+pub struct Bpffs(TempDir);
+
+impl Bpffs {
+    /// Mounts one.
+    pub fn mount(what: &str) -> Result<Bpffs> {
+        let dir = TempDir::new(what)?;
+        mount(
+            Some("bpf"),
+            dir.path(),
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("cannot mount bpffs at {}", dir.path().display()))?;
+        Ok(Bpffs(dir))
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.path(), MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.path().display());
+        }
+    }
+}
+
+/// A child of the cgroup2 root, for the host processes of one node. Removed on drop.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// A new cgroup.
+    pub fn new(what: &str) -> Result<Cgroup> {
+        let path = cgroup2_mount()?.join(unique(what));
+        fs::create_dir(&path)
+            .with_context(|| format!("cannot create the cgroup {}", path.display()))?;
+        Ok(Cgroup { path })
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A socket that belongs to this cgroup and to `ns`, usable by any thread.
+    ///
+    /// A socket's cgroup is that of the process which made it. So a short-lived process that shares
+    /// this one's file descriptors enters both and makes it.
+    pub fn socket(&self, ns: &NetNs, domain: Domain, kind: Type) -> Result<Socket> {
+        let members = File::options()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))?;
+        let netns = File::open(ns.path())?;
+        let (reader, writer) = nix::unistd::pipe()?;
+        let flags = libc::CLONE_FILES | libc::SIGCHLD;
+        // SAFETY: without CLONE_VM the child gets a copy of the address space, like fork; the raw
+        // call runs no handlers of libc.
+        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+        if pid == 0 {
+            make_socket(
+                members.as_raw_fd(),
+                netns.as_raw_fd(),
+                i32::from(domain),
+                i32::from(kind),
+                writer.as_raw_fd(),
+            );
+        }
+        if pid < 0 {
+            return Err(std::io::Error::last_os_error()).context("cannot start a process");
+        }
+        // The write end stays open here: the child shares the table, and closing would be its end, too.
+        let mut answer = [0u8; 4];
+        File::from(reader).read_exact(&mut answer)?;
+        drop(writer);
+        let pid = Pid::from_raw(i32::try_from(pid)?);
+        nix::sys::wait::waitpid(pid, None)?;
+        let answer = i32::from_ne_bytes(answer);
+        if answer < 0 {
+            return Err(std::io::Error::from_raw_os_error(-answer)).with_context(|| {
+                format!(
+                    "cannot make a socket in {} and {}",
+                    self.path.display(),
+                    ns.name()
+                )
+            });
+        }
+        // SAFETY: the child opened this descriptor in the shared table for us and ended; nobody else
+        // owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(answer) };
+        Ok(Socket::from(fd))
+    }
+}
+
+/// The child's part of [`Cgroup::socket`]: system calls only, then the end. Writes the descriptor, or a
+/// negative errno.
+fn make_socket(members: i32, netns: i32, domain: i32, kind: i32, answer: i32) -> ! {
+    fn errno() -> i32 {
+        // SAFETY: returns this thread's errno location, always valid.
+        let location = unsafe { libc::__errno_location() };
+        // SAFETY: as above; nobody else writes it.
+        -unsafe { *location }
+    }
+    // SAFETY: writes one byte of a static string.
+    let joined = unsafe { libc::write(members, c"0".as_ptr().cast(), 1) };
+    let mut result = if joined == 1 { 0 } else { errno() };
+    if result == 0 {
+        // SAFETY: a system call on an open descriptor.
+        let entered = unsafe { libc::setns(netns, libc::CLONE_NEWNET) };
+        result = if entered == 0 { 0 } else { errno() };
+    }
+    if result == 0 {
+        // SAFETY: a system call without pointers.
+        let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) };
+        result = if fd >= 0 { fd } else { errno() };
+    }
+    let bytes = result.to_ne_bytes();
+    // SAFETY: writes four bytes of a local array.
+    unsafe { libc::write(answer, bytes.as_ptr().cast(), 4) };
+    // SAFETY: ends the process without running handlers that belong to the parent.
+    unsafe { libc::_exit(0) }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let removed = wait::until("remove cgroup", Duration::from_secs(5), || {
+            Ok(fs::remove_dir(&self.path)?)
+        });
+        if let Err(error) = removed {
+            eprintln!(
+                "cannot remove the cgroup {}: {error:#}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// The agent's binary: `LB_AGENT`, or what was built last into the workspace's target folder.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("LB_AGENT") {
+        return Ok(PathBuf::from(path));
+    }
+    let target = target_dir();
+    let candidates = ["release", "debug"].map(|profile| target.join(profile).join("lb-agent"));
+    let built = |path: &&PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    candidates
+        .iter()
+        .filter(|path| path.is_file())
+        .max_by_key(built)
+        .cloned()
+        .ok_or_else(|| {
+            anyhow!(
+                "no lb-agent below {}; run `cargo xtask build`, or name one by LB_AGENT",
+                target.display()
+            )
+        })
+}
+
+/// The workspace's target folder.
+pub fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    )
+}
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// `--xdp`.
+    pub xdp: &'static str,
+    /// More flags.
+    pub flags: Vec<String>,
+    /// `RUST_LOG`.
+    pub log: String,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        AgentOptions {
+            xdp: "off",
+            flags: Vec::new(),
+            log: std::env::var("LB_TEST_LOG").unwrap_or_else(|_| "info".into()),
+        }
+    }
+}
+
+impl AgentOptions {
+    /// With XDP in native mode.
+    pub fn native() -> Self {
+        AgentOptions {
+            xdp: "native",
+            ..AgentOptions::default()
+        }
+    }
+
+    /// With one more flag.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.extend(flag.split(' ').map(String::from));
+        self
+    }
+}
+
+/// Port of `/readyz` and `/livez` on the node's loopback.
+const HEALTH_PORT: u16 = 10256;
+/// Port of `/metrics` on the node's loopback.
+const METRICS_PORT: u16 = 10249;
+
+/// An agent and its surroundings. They stay while it is stopped and started again.
+#[derive(Debug)]
+pub struct Agent {
+    name: String,
+    ns: NetNs,
+    options: AgentOptions,
+    manifests: PathBuf,
+    binary: PathBuf,
+    bpffs: Bpffs,
+    cgroup: Arc<Cgroup>,
+    home: TempDir,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// Starts an agent on a node and waits until it is ready. The node's sockets are from now on in
+    /// the agent's cgroup.
+    pub fn start(node: &Node, manifests: &ManifestDir, options: AgentOptions) -> Result<Agent> {
+        let mut agent = Agent::prepare(node, manifests, options)?;
+        agent.run()?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Everything but the process.
+    pub fn prepare(node: &Node, manifests: &ManifestDir, options: AgentOptions) -> Result<Agent> {
+        let name = node.host.name.clone();
+        let cgroup = Arc::new(Cgroup::new(&name)?);
+        node.host.enter_cgroup(Some(Arc::clone(&cgroup)));
+        Ok(Agent {
+            ns: node.host.ns.clone(),
+            options,
+            manifests: manifests.path().to_owned(),
+            binary: binary()?,
+            bpffs: Bpffs::mount(&format!("{name}-bpf"))?,
+            home: TempDir::new(&format!("{name}-home"))?,
+            cgroup,
+            child: None,
+            name,
+        })
+    }
+
+    /// Starts the process without waiting for it.
+    pub fn run(&mut self) -> Result<()> {
+        if self.child.is_some() {
+            bail!("the agent of {} runs already", self.name);
+        }
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
+        let child = self
+            .ns
+            .command(&self.binary)
+            .args([
+                "run",
+                "--hostname-override",
+                &self.name,
+                "--external-interfaces",
+                crate::topology::UPLINK,
+            ])
+            .args(["--xdp", self.options.xdp])
+            .arg("--manifests")
+            .arg(&self.manifests)
+            .arg("--bpffs")
+            .arg(self.bpffs.path())
+            .arg("--cgroup")
+            .arg(self.cgroup.path())
+            .args([
+                "--healthz-bind-address",
+                &format!("127.0.0.1:{HEALTH_PORT}"),
+            ])
+            .args([
+                "--metrics-bind-address",
+                &format!("127.0.0.1:{METRICS_PORT}"),
+            ])
+            .args(&self.options.flags)
+            .env("RUST_LOG", &self.options.log)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` answers 200; an agent that ended instead is an error with its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            match self.http(HEALTH_PORT, "/readyz") {
+                Ok((200, _)) => return Ok(()),
+                Ok((status, body)) if std::time::Instant::now() > end => {
+                    bail!(
+                        "the agent of {} is not ready after {PATIENCE:?}: {status} {body}\n{}",
+                        self.name,
+                        self.log()
+                    )
+                }
+                Err(error) if std::time::Instant::now() > end => {
+                    bail!(
+                        "the agent of {} is not ready after {PATIENCE:?}: {error:#}\n{}",
+                        self.name,
+                        self.log()
+                    )
+                }
+                _ => {}
+            }
+            if let Some(status) = self.exited()? {
+                bail!("the agent of {} ended: {status}\n{}", self.name, self.log());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Exit status, once the process has ended by itself.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        match &mut self.child {
+            Some(child) => Ok(child.try_wait()?),
+            None => Ok(None),
+        }
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn stop(&mut self, signal: Signal) -> Result<ExitStatus> {
+        let mut child = self
+            .child
+            .take()
+            .ok_or_else(|| anyhow!("the agent of {} does not run", self.name))?;
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+        let ended = wait::until("agent ends", PATIENCE, || {
+            child.try_wait()?.ok_or_else(|| anyhow!("still running"))
+        });
+        match ended {
+            Ok(status) => Ok(status),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                bail!(
+                    "the agent of {} ignores {signal}: {error:#}\n{}",
+                    self.name,
+                    self.log()
+                )
+            }
+        }
+    }
+
+    /// SIGTERM: it must end with status 0.
+    pub fn terminate(&mut self) -> Result<()> {
+        let status = self.stop(Signal::SIGTERM)?;
+        if !status.success() {
+            bail!(
+                "the agent of {} ended with {status} on SIGTERM\n{}",
+                self.name,
+                self.log()
+            );
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        let status = self.stop(Signal::SIGKILL)?;
+        match status.signal() {
+            Some(signal) if signal == Signal::SIGKILL as i32 => Ok(()),
+            _ => bail!(
+                "the agent of {} ended before it was killed: {status}\n{}",
+                self.name,
+                self.log()
+            ),
+        }
+    }
+
+    /// Starts it again, with what it left pinned, and waits until it is ready.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.run()?;
+        self.wait_ready()
+    }
+
+    /// Options for the next start.
+    pub fn options_mut(&mut self) -> &mut AgentOptions {
+        &mut self.options
+    }
+
+    /// Process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Its bpffs.
+    pub fn bpffs(&self) -> &Path {
+        self.bpffs.path()
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Arc<Cgroup> {
+        &self.cgroup
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("log")
+    }
+
+    /// Waits until the log holds a text.
+    pub fn wait_log(&self, text: &str) -> Result<()> {
+        wait::until(
+            &format!("`{text}` in the log of {}", self.name),
+            PATIENCE,
+            || {
+                if self.log().contains(text) {
+                    Ok(())
+                } else {
+                    bail!("the log is:\n{}", self.log())
+                }
+            },
+        )
+    }
+
+    /// A command of the agent (`services`, `status` …) on this agent's pins, run in its node.
+    pub fn command(&self, args: &[&str]) -> Result<Output> {
+        let mut command: Command = self.ns.command(&self.binary);
+        Ok(command
+            .args(args)
+            .arg("--bpffs")
+            .arg(self.bpffs.path())
+            .output()?)
+    }
+
+    /// Output of such a command as JSON; it must succeed.
+    pub fn json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let output = self.command(&[args, &["-o", "json"]].concat())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            bail!(
+                "`lb-agent {}`: {}{}",
+                args.join(" "),
+                text,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        serde_json::from_str(&text)
+            .with_context(|| format!("`lb-agent {}` printed: {text}", args.join(" ")))
+    }
+
+    /// Status and body of a request to its health address.
+    pub fn health(&self, path: &str) -> Result<(u16, String)> {
+        self.http(HEALTH_PORT, path)
+    }
+
+    /// All metrics as text.
+    pub fn metrics(&self) -> Result<String> {
+        match self.http(METRICS_PORT, "/metrics")? {
+            (200, body) => Ok(body),
+            (status, body) => bail!("/metrics of {}: {status} {body}", self.name),
+        }
+    }
+
+    /// Sum of the samples whose line starts with the name and contains every label.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> Result<f64> {
+        let text = self.metrics()?;
+        let samples = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with([' ', '{']))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        let values: Vec<f64> = samples
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        if values.is_empty() {
+            bail!("no metric {name} with {labels:?} in:\n{text}");
+        }
+        Ok(values.iter().sum())
+    }
+
+    fn http(&self, port: u16, path: &str) -> Result<(u16, String)> {
+        let socket = self.ns.socket(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        drop(stream.shutdown(Shutdown::Both));
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .ok_or_else(|| anyhow!("no HTTP answer: {text}"))?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        Ok((
+            status.ok_or_else(|| anyhow!("no HTTP status: {head}"))?,
+            body.to_owned(),
+        ))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        // The test runner shows what a test prints only when it fails.
+        eprintln!("log of the agent of {}:\n{}", self.name, self.log());
+    }
+}

@@ -1,0 +1,112 @@
+//! What a test needs of the machine. A missing piece skips the test, says what and since which kernel
+//! it exists, and counts it in the file named by `LB_TEST_SKIPS`.
+
+use std::{fs, io::Write as _, path::Path, sync::OnceLock};
+
+use crate::netns::NetNs;
+
+/// One need of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Network namespaces, veth pairs and `ip`.
+    Root,
+    /// Loading BPF programs and mounting bpffs.
+    Bpf,
+    /// A cgroup2 mount.
+    Cgroup2,
+    /// TCX attachment.
+    Tcx,
+    /// `nft`, to evaluate conntrack state.
+    Nft,
+}
+
+impl Need {
+    /// Why this machine lacks it; `None` when it is there.
+    pub fn missing(self) -> Option<&'static str> {
+        static FOUND: [OnceLock<Option<&'static str>>; 5] = [const { OnceLock::new() }; 5];
+        *FOUND[self as usize].get_or_init(|| self.probe())
+    }
+
+    fn probe(self) -> Option<&'static str> {
+        match self {
+            Need::Root => {
+                if !nix::unistd::geteuid().is_root() {
+                    return Some("needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN)");
+                }
+                let Ok(ns) = NetNs::new("probe") else {
+                    return Some("needs network namespaces (CONFIG_NET_NS) and CAP_SYS_ADMIN");
+                };
+                match ns.ip("link add v0 type veth peer name v1\n") {
+                    Ok(()) => None,
+                    Err(_) => Some("needs `ip` of iproute2 and veth devices (CONFIG_VETH)"),
+                }
+            }
+            Need::Bpf => {
+                if !Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists() {
+                    return Some("needs the bpf() system call (CONFIG_BPF_SYSCALL)");
+                }
+                match crate::agent::Bpffs::mount("probe") {
+                    Ok(_) => None,
+                    Err(_) => Some("needs CAP_BPF (kernel 5.8) and CAP_SYS_ADMIN to mount bpffs"),
+                }
+            }
+            Need::Cgroup2 => match crate::agent::cgroup2_mount() {
+                Ok(_) => None,
+                Err(_) => {
+                    Some("needs a mount of type cgroup2 (kernel 4.5): mount -t cgroup2 none DIR")
+                }
+            },
+            Need::Tcx => match kernel_version() {
+                Some(version) if version >= (6, 6) => None,
+                _ => Some("needs TCX, since kernel 6.6"),
+            },
+            Need::Nft => match std::process::Command::new("nft").arg("--version").output() {
+                Ok(_) => None,
+                Err(_) => Some("needs `nft`; install nftables"),
+            },
+        }
+    }
+}
+
+/// Version of the running kernel as (major, minor).
+pub fn kernel_version() -> Option<(u32, u32)> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = text.split(['.', '-']).map_while(|n| n.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+/// Prints and counts a skipped test.
+#[allow(
+    clippy::print_stdout,
+    reason = "the reader of the test's output must see it"
+)]
+pub fn skip(test: &str, reason: &str) {
+    println!("SKIPPED {test}: {reason}");
+    if let Some(path) = std::env::var_os("LB_TEST_SKIPS") {
+        let written = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(format!("{test}: {reason}\n").as_bytes()));
+        if let Err(error) = written {
+            println!(
+                "cannot count the skipped test in {}: {error}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// Returns `Ok(())` from the test, counted as skipped, unless every [`Need`] named is there:
+/// `require!(Root, Cgroup2)`.
+#[macro_export]
+macro_rules! require {
+    ($($need:ident),+ $(,)?) => {
+        $(if let Some(reason) = $crate::requires::Need::$need.missing() {
+            fn here() {}
+            let name = ::std::any::type_name_of_val(&here);
+            $crate::requires::skip(name.trim_end_matches("::here"), reason);
+            return Ok(());
+        })+
+    };
+}

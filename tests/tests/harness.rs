@@ -1,0 +1,171 @@
+//! The world itself, without an agent: whatever these cases show is not the load balancer's doing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    agent::Cgroup,
+    echo::{Dial, Failure, Proto, Server, Stream},
+    require,
+    topology::{Ip, Place, PodLink, World, WorldOptions},
+};
+use socket2::Type;
+
+/// Every place reaches every pod by its own address, and is seen with its own.
+fn everybody_reaches_every_pod(options: WorldOptions) -> Result<()> {
+    let world = World::new(options)?;
+    let pods: Vec<&Place> = world.nodes.iter().flat_map(|node| &node.pods).collect();
+    let mut servers = Vec::new();
+    for pod in &pods {
+        servers.extend(Server::start_all(pod, 8080)?);
+    }
+    let hosts = [&world.client, &world.a().host, &world.b().host];
+    for from in hosts.into_iter().chain(pods.iter().copied()) {
+        for to in pods.iter().filter(|to| to.name != from.name) {
+            for ip in Ip::BOTH {
+                for proto in Proto::BOTH {
+                    let what = format!(
+                        "{} → {} {proto:?} {ip:?} in {options:?}",
+                        from.name, to.name
+                    );
+                    let answer = Dial::new(from, proto, to.at(ip, 8080))
+                        .size(3000)
+                        .ask()
+                        .context(what.clone())?;
+                    assert_eq!(answer.server, to.name, "{what}");
+                    assert_eq!(answer.peer, to.at(ip, 8080), "{what}");
+                    let own_node = from.name == format!("node-{}", &to.name[..1]);
+                    let gateway = to
+                        .gateway(ip)
+                        .filter(|_| own_node && options.pods == PodLink::Bridge);
+                    assert_eq!(
+                        answer.seen_peer.ip(),
+                        gateway.unwrap_or(from.addr(ip)),
+                        "{what}"
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn routed_pods_are_reached_from_everywhere() -> Result<()> {
+    require!(Root);
+    everybody_reaches_every_pod(WorldOptions::default())?;
+    everybody_reaches_every_pod(WorldOptions::default().without_offloads())
+}
+
+#[test]
+fn bridged_pods_are_reached_from_everywhere() -> Result<()> {
+    require!(Root);
+    everybody_reaches_every_pod(WorldOptions::default().bridge())?;
+    everybody_reaches_every_pod(WorldOptions::default().bridge().without_offloads())
+}
+
+#[test]
+fn a_world_is_built_within_two_seconds() -> Result<()> {
+    require!(Root);
+    let start = Instant::now();
+    let world = World::new(WorldOptions::default())?;
+    let took = start.elapsed();
+    drop(world);
+    println!(
+        "world built in {took:?}, removed in {:?}",
+        start.elapsed() - took
+    );
+    ensure!(took < Duration::from_secs(2), "took {took:?}");
+    Ok(())
+}
+
+#[test]
+fn outcomes_tell_refused_from_dropped_and_unreachable() -> Result<()> {
+    require!(Root);
+    let world = World::new(WorldOptions {
+        pods: PodLink::Routed,
+        pods_per_node: 1,
+        ..WorldOptions::default()
+    })?;
+    let from = world.a().pod(0);
+    let short = Duration::from_millis(300);
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let closed = Dial::new(from, proto, world.b().pod(0).at(ip, 9)).ask();
+            assert_eq!(
+                closed,
+                Err(Failure::Refused),
+                "{proto:?} {ip:?} to a closed port"
+            );
+            // The gateway of the fabric drops what it is asked to forward.
+            let dropped = match ip {
+                Ip::V4 => "203.0.113.1:9",
+                Ip::V6 => "[2001:db8:ffff::1]:9",
+            };
+            let outcome = Dial::new(from, proto, dropped.parse()?)
+                .timeout(short)
+                .ask();
+            assert_eq!(
+                outcome,
+                Err(Failure::TimedOut),
+                "{proto:?} {ip:?} to nowhere"
+            );
+        }
+    }
+    world
+        .a()
+        .host
+        .ns
+        .ip("route add unreachable 203.0.113.2/32\n")?;
+    let outcome = Dial::tcp(from, "203.0.113.2:9".parse()?)
+        .timeout(short)
+        .ask();
+    assert_eq!(outcome, Err(Failure::Unreachable));
+    Ok(())
+}
+
+#[test]
+fn a_chosen_source_port_is_seen_and_large_streams_are_whole() -> Result<()> {
+    require!(Root);
+    let world = World::new(WorldOptions {
+        pods_per_node: 1,
+        ..WorldOptions::default()
+    })?;
+    let (from, to) = (&world.client, world.b().pod(0));
+    for ip in Ip::BOTH {
+        let _server = Server::start(to, ip, Proto::Tcp, 8080)?;
+        let dial = Dial::tcp(from, to.at(ip, 8080)).source_port(4711).reset();
+        for _ in 0..3 {
+            assert_eq!(dial.ask()?.seen_peer, from.at(ip, 4711));
+        }
+        let mut stream = Stream::open(dial)?;
+        let answer = stream.ask_with(2_000_000, Duration::from_secs(10))?;
+        assert_eq!(answer.length, 2_000_000);
+        stream.fetch(2_000_000, Duration::from_secs(10))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_socket_of_a_cgroup_is_in_the_namespace_asked_for() -> Result<()> {
+    require!(Root, Cgroup2);
+    let world = World::new(WorldOptions {
+        pods_per_node: 1,
+        ..WorldOptions::default()
+    })?;
+    let host = &world.a().host;
+    let cgroup = std::sync::Arc::new(Cgroup::new("sockets")?);
+    host.enter_cgroup(Some(std::sync::Arc::clone(&cgroup)));
+    let to = world.b().pod(0);
+    let _server = Server::start(to, Ip::V4, Proto::Tcp, 8080)?;
+    let answer = Dial::tcp(host, to.at(Ip::V4, 8080)).ask()?;
+    assert_eq!(answer.seen_peer.ip(), host.addr(Ip::V4));
+    // Nothing stays in the cgroup but sockets.
+    let socket = host.socket(Ip::V6, Type::DGRAM)?;
+    assert_eq!(
+        std::fs::read_to_string(cgroup.path().join("cgroup.procs"))?,
+        ""
+    );
+    drop(socket);
+    Ok(())
+}
