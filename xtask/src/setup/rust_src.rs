@@ -21,7 +21,8 @@ const SUITE: &str = "trixie-backports";
 /// Installs the sources into the compiler's sysroot if they are not there.
 pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<()> {
     let place = rustc.sysroot.join("lib/rustlib/src/rust/library");
-    if place.join("core/Cargo.toml").is_file() {
+    let is_there = || place.join("Cargo.lock").is_file();
+    if is_there() {
         return Ok(());
     }
     let mut rustup = Command::new("rustup");
@@ -29,7 +30,12 @@ pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<()> {
         .current_dir(paths::workspace())
         .args(["component", "add", "rust-src"]);
     let by_rustup = steps.during("rust-src: asking rustup for it", || {
-        command::read_within(&mut rustup, RUSTUP_LIMIT)
+        command::read_within(&mut rustup, RUSTUP_LIMIT)?;
+        // It also succeeds for a component that its records hold and a person deleted.
+        if !is_there() {
+            bail!("it is installed, but {} is missing", place.display());
+        }
+        Ok(())
     });
     let Err(rustup_error) = by_rustup else {
         return Ok(());
