@@ -82,7 +82,7 @@ fn from_repository(rustc: &Rustc, place: &Path, repository: &str) -> Result<()> 
             parent.display()
         )
     })?;
-    let unpacked = unpack(&package, &partial).and_then(|()| {
+    let unpacked = unpack(&package, &rustc.release, &partial).and_then(|()| {
         if place.exists() {
             fs::remove_dir_all(place)?;
         }
@@ -100,8 +100,8 @@ fn is_of_release(version: &str, release: &str) -> bool {
         .is_some_and(|rest| rest.starts_with(['+', '-', '~']))
 }
 
-/// Unpacks `usr/src/rustc-VERSION/library` of a package into `folder`.
-fn unpack(package: &Path, folder: &Path) -> Result<()> {
+/// Unpacks the folder `library` of a package into `folder`.
+fn unpack(package: &Path, release: &str, folder: &Path) -> Result<()> {
     let mut dpkg = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
@@ -110,14 +110,9 @@ fn unpack(package: &Path, folder: &Path) -> Result<()> {
         .context("cannot start `dpkg-deb`")?;
     let archive = dpkg.stdout.take().context("dpkg-deb has no output")?;
     let status = Command::new("tar")
-        .args([
-            "--extract",
-            "--strip-components=4",
-            "--wildcards",
-            "./usr/src/rustc-*/library",
-            "--directory",
-        ])
+        .args(["--extract", "--strip-components=4", "--directory"])
         .arg(folder)
+        .arg(format!("./usr/src/rustc-{release}/library"))
         .stdin(archive)
         .status()
         .context("cannot start `tar`")?;
