@@ -38,6 +38,15 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// A program of this machine, found also where only administrators' `PATH` leads.
+pub(crate) fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
+    if let Some(path) = search_path() {
+        command.env("PATH", path);
+    }
+    command
+}
+
 /// Runs a command whose output the user sees, and fails when it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command

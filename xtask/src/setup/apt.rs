@@ -16,8 +16,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(super) fn install(packages: &[&str]) -> Result<()> {
     // Another package run, such as a machine's first boot, may hold the lock for a while.
     const WAIT: &str = "DPkg::Lock::Timeout=180";
-    command::read(Command::new("apt-get").args(["-qq", "-o", WAIT, "update"]))?;
-    let mut install = Command::new("apt-get");
+    command::read(command::program("apt-get").args(["-qq", "-o", WAIT, "update"]))?;
+    let mut install = command::program("apt-get");
     install
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args([
@@ -34,7 +34,7 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
 
 /// Whether the machine's repositories have a package of that name itself, not only others that provide it.
 pub(super) fn has_package(package: &str) -> bool {
-    command::read(Command::new("apt-cache").args(["show", package]))
+    command::read(command::program("apt-cache").args(["show", package]))
         .is_ok_and(|text| !text.trim().is_empty())
 }
 
@@ -43,7 +43,7 @@ pub(super) fn debian_repositories() -> Result<Vec<String>> {
     if !Path::new(KEYRING).exists() {
         bail!("this machine has no {KEYRING}; install debian-archive-keyring");
     }
-    let targets = command::read(Command::new("apt-get").args([
+    let targets = command::read(command::program("apt-get").args([
         "indextargets",
         "--format",
         "$(RELEASE) $(REPO_URI)",
@@ -112,7 +112,7 @@ impl Suite {
     }
 
     fn apt(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
+        let mut command = command::program(program);
         command.current_dir(&self.folder);
         for (option, value) in [
             ("Dir::Etc::SourceList", self.folder.join("source.list")),

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -71,7 +70,7 @@ pub(super) fn install(steps: &Steps) -> Result<()> {
 ///
 /// [`command::cargo`] puts that folder first in `PATH`.
 fn bpftool_of_another_kernel() -> Result<()> {
-    if command::read(Command::new("bpftool").arg("version")).is_ok() {
+    if command::read(command::program("bpftool").arg("version")).is_ok() {
         return Ok(());
     }
     let tool = fs::read_dir("/usr/lib/linux-tools")

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +25,7 @@ pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<()> {
     if is_there() {
         return Ok(());
     }
-    let mut rustup = Command::new("rustup");
+    let mut rustup = command::program("rustup");
     rustup
         .current_dir(paths::workspace())
         .args(["component", "add", "rust-src"]);
@@ -102,14 +102,14 @@ fn is_of_release(version: &str, release: &str) -> bool {
 
 /// Unpacks the folder `library` of a package into `folder`.
 fn unpack(package: &Path, release: &str, folder: &Path) -> Result<()> {
-    let mut dpkg = Command::new("dpkg-deb")
+    let mut dpkg = command::program("dpkg-deb")
         .arg("--fsys-tarfile")
         .arg(package)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start `dpkg-deb`")?;
     let archive = dpkg.stdout.take().context("dpkg-deb has no output")?;
-    let status = Command::new("tar")
+    let status = command::program("tar")
         .args(["--extract", "--strip-components=4", "--directory"])
         .arg(folder)
         .arg(format!("./usr/src/rustc-{release}/library"))
