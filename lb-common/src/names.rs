@@ -78,7 +78,12 @@ pub mod programs {
         "getpeername6",
     ];
     /// Programs behind tail calls of the XDP program: slot of `tails_xdp`, name.
-    pub const TAILS_XDP_SLOTS: &[(u32, &str)] = &[(0, "xdp_slow_v4"), (1, "xdp_slow_v6")];
+    pub const TAILS_XDP_SLOTS: &[(u32, &str)] = &[
+        (0, "xdp_slow_v4"),
+        (1, "xdp_slow_v6"),
+        (2, "xdp_open_v4"),
+        (3, "xdp_open_v6"),
+    ];
     /// Programs behind tail calls of the tc programs: slot of `tails_tc`, name. Even slots IPv4.
     pub const TAILS_TC_SLOTS: &[(u32, &str)] = &[
         (0, "tc_ext_slow_v4"),
@@ -91,6 +96,10 @@ pub mod programs {
         (7, "tc_refuse_v6"),
         (8, "tc_icmp_v4"),
         (9, "tc_icmp_v6"),
+        (10, "tc_ext_open_v4"),
+        (11, "tc_ext_open_v6"),
+        (12, "tc_pod_open_v4"),
+        (13, "tc_pod_open_v6"),
     ];
     /// Reads the kernel's clocks for the agent; run by `BPF_PROG_TEST_RUN`, never attached.
     pub const CLOCK: &str = "clock";

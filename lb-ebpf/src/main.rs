@@ -1,1 +1,27 @@
-fn main(){}
+//! The eBPF programs: hooks without decisions. Each wraps its context and calls the pipeline of
+//! `lb-common`; what is decided there, and why, is written there.
+#![no_std]
+#![no_main]
+#![allow(
+    internal_features,
+    reason = "atomic adds have no stable form on this target"
+)]
+#![feature(core_intrinsics)]
+
+mod ctx;
+mod maps;
+mod programs;
+mod tables;
+
+/// The kernel lets programs under this licence call GPL-only helpers.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never reached: a panic path is a program that does not load. It must not be
+/// `unreachable_unchecked`, which would delete the checks themselves.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -231,16 +231,17 @@ pub fn flow_check<F: Family>(key: &FlowKey<F>) -> u32 {
     (s >> 32) as u32
 }
 
-/// A flow being built, per CPU: keys and values are put together here, never on the stack.
+/// The flow that a slow stage works on, per CPU: keys and values are put together here, never on the
+/// stack.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Scratch<F: Family> {
-    /// Key of the original entry.
+    /// Key of the packet's entry.
     pub key: FlowKey<F>,
-    /// The original entry.
+    /// The packet's entry.
     pub flow: Flow<F>,
-    /// Key of the reply entry.
-    pub reply_key: FlowKey<F>,
-    /// The reply entry.
-    pub reply: Flow<F>,
+    /// Key of another entry of the flow.
+    pub other_key: FlowKey<F>,
+    /// Another entry of the flow.
+    pub other: Flow<F>,
 }

@@ -3,6 +3,9 @@
 //! A new flow starts in `openings_*`, an LRU that a flood may churn; the first packet of the original
 //! direction after a reply moves it to `flows_*`, which nothing evicts. The reply entry is always
 //! written before the original one, so that no packet leaves whose reply would not be known.
+//!
+//! The packet's key and entry lie in the per-CPU [`Scratch`]: two keys and two entries of IPv6 do not
+//! fit on the stack of a program beside everything else.
 
 use super::ip::Ip;
 use super::parse::Parsed;
@@ -14,7 +17,7 @@ use crate::abi::{
     FlowKey, ModeFlags, Scratch, Service, ServiceFlags, ServiceKey, Side, Translation, flow_check,
     proto, service_check,
 };
-use crate::wire::tcp_flags;
+use crate::wire::{Ports, tcp_flags};
 
 /// A flow that was found.
 pub struct Found<F: Ip, E> {
@@ -22,6 +25,15 @@ pub struct Found<F: Ip, E> {
     pub entry: E,
     /// What stands there.
     pub flow: Flow<F>,
+    /// Whether it is in `flows_*`.
+    pub confirmed: bool,
+}
+
+/// Where a flow stands, its entry read into the scratch.
+#[derive(Clone, Copy)]
+pub struct Place<E> {
+    /// Its place.
+    pub entry: E,
     /// Whether it is in `flows_*`.
     pub confirmed: bool,
 }
@@ -54,6 +66,26 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>) -> Option<Found<F
     None
 }
 
+/// Looks the scratch's key up and reads its entry into the scratch.
+#[inline(always)]
+pub fn fetch<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Option<Place<T::Entry>> {
+    let check = flow_check(&scratch.key);
+    let mut tries = 0;
+    while tries < 2 {
+        let (entry, confirmed) = match tables.flow(&scratch.key) {
+            Some(entry) => (entry, true),
+            None => (tables.opening(&scratch.key)?, false),
+        };
+        scratch.flow = entry.read();
+        if scratch.flow.check == check {
+            return Some(Place { entry, confirmed });
+        }
+        tables.count(Counter::StaleElement);
+        tries += 1;
+    }
+    None
+}
+
 /// Notes a packet in its entry; writes only what changes.
 #[inline(always)]
 pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: u8, stamp: u32) {
@@ -78,9 +110,14 @@ pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: u8, stamp: u
 pub fn is_stale<F: Ip, T: Tables<F>>(
     tables: &T,
     packet: &Parsed<F>,
-    key: &FlowKey<F>,
-    flow: &Flow<F>,
+    scratch: &mut Scratch<F>,
 ) -> bool {
+    let Scratch {
+        key,
+        flow,
+        other_key,
+        ..
+    } = scratch;
     if flow.flags & (FlowFlags::REPLY | FlowFlags::DIRECT) != 0 {
         return false;
     }
@@ -97,8 +134,9 @@ pub fn is_stale<F: Ip, T: Tables<F>>(
     if flow.flags & FlowFlags::CLOSING != 0 {
         return true;
     }
-    match find(tables, &flow.partner_key(key)) {
-        Some(reply) => reply.flow.flags & FlowFlags::CLOSING != 0,
+    *other_key = flow.partner_key(key);
+    match tables.flow(other_key).or_else(|| tables.opening(other_key)) {
+        Some(reply) => reply.flags() & FlowFlags::CLOSING != 0,
         None => true,
     }
 }
@@ -112,22 +150,24 @@ pub fn backend_gone<F: Ip, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
     }
 }
 
-/// Removes a flow that was replaced. UDP keeps its reply entries until they age: answers on their way
-/// still reach the client.
+/// Removes a flow that is replaced. UDP keeps its reply entries until they age: answers on their way
+/// still reach the client. The egress entries of a TCP flow's replies age, too: nothing leads there.
 #[inline(always)]
-pub fn forget<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &Flow<F>) {
+pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
+    let Scratch {
+        key,
+        flow,
+        other_key,
+        ..
+    } = scratch;
     remove(tables, key);
     if flow.has(FlowFlags::SNAT) {
-        remove(tables, &flow.egress_key(key));
+        *other_key = flow.egress_key(key);
+        remove(tables, other_key);
     }
     if key.proto != proto::UDP {
-        let reply_key = flow.partner_key(key);
-        if flow.has(FlowFlags::SNAT)
-            && let Some(reply) = find(tables, &reply_key)
-        {
-            remove(tables, &reply.flow.egress_key(&reply_key));
-        }
-        remove(tables, &reply_key);
+        *other_key = flow.partner_key(key);
+        remove(tables, other_key);
     }
     tables.count(Counter::Reselected);
 }
@@ -139,59 +179,58 @@ fn remove<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>) {
 }
 
 /// Moves both entries of an opening to `flows_*`, once the reply direction was seen and the client has
-/// answered it.
+/// answered it. Tells whether it did: then the place that was found is no longer the flow's.
 #[inline(always)]
 pub fn confirm<F: Ip, T: Tables<F>>(
     tables: &T,
     packet: &Parsed<F>,
-    key: &FlowKey<F>,
-    found: &Found<F, T::Entry>,
-) {
-    let flow = &found.flow;
-    if found.confirmed || flow.has(FlowFlags::REPLY) {
-        return;
+    scratch: &mut Scratch<F>,
+    confirmed: bool,
+) -> bool {
+    let Scratch {
+        key,
+        flow,
+        other_key,
+        other,
+    } = scratch;
+    if confirmed || flow.has(FlowFlags::REPLY) {
+        return false;
     }
     if packet.is_tcp() && packet.tcp_flags & tcp_flags::ACK == 0 {
-        return;
+        return false;
     }
-    let Some(mut scratch) = tables.scratch() else {
-        return;
+    *other_key = flow.partner_key(key);
+    let Some(entry) = tables.opening(other_key) else {
+        return false;
     };
-    let Scratch {
-        flow: original,
-        reply_key,
-        reply,
-        ..
-    } = &mut *scratch;
-    *reply_key = flow.partner_key(key);
-    let Some(entry) = tables.opening(reply_key) else {
-        return;
+    *other = entry.read();
+    if other.check != flow_check(other_key) || !other.has(FlowFlags::SEEN) {
+        return false;
+    }
+    let stamp = tables.stamp();
+    other.flags |= FlowFlags::CONFIRMED;
+    other.stamp = stamp;
+    flow.flags |= FlowFlags::CONFIRMED | FlowFlags::SEEN;
+    flow.stamp = stamp;
+    let reply = tables.insert_flow(other_key, other);
+    let original = if reply == Insert::Failed {
+        reply
+    } else {
+        tables.insert_flow(key, flow)
     };
-    *reply = entry.read();
-    if reply.check != flow_check(reply_key) || !reply.has(FlowFlags::SEEN) {
-        return;
-    }
-    reply.flags |= FlowFlags::CONFIRMED;
-    reply.stamp = tables.stamp();
-    *original = *flow;
-    original.flags |= FlowFlags::CONFIRMED | FlowFlags::SEEN;
-    original.stamp = reply.stamp;
-    let done = tables.insert_flow(reply_key, reply);
-    if done == Insert::Failed {
-        tables.count(Counter::FlowsFull);
-        return;
-    }
-    if tables.insert_flow(key, original) == Insert::Failed {
-        if done == Insert::Done {
-            tables.remove_flow(reply_key);
+    if original == Insert::Failed {
+        if reply == Insert::Done {
+            tables.remove_flow(other_key);
         }
+        flow.flags &= !FlowFlags::CONFIRMED;
         tables.count(Counter::FlowsFull);
-        return;
+        return false;
     }
     tables.remove_opening(key);
-    tables.remove_opening(reply_key);
+    tables.remove_opening(other_key);
     tables.count(Counter::FlowConfirmed);
     remember_affinity(tables, key, flow);
+    true
 }
 
 /// Writes the affinity entry of a confirmed flow (semantics 13.2).
@@ -232,6 +271,24 @@ pub fn service<F: Ip, T: Tables<F>>(tables: &T, key: &ServiceKey<F>) -> Option<S
     } else {
         None
     }
+}
+
+/// Whether the reply tuple of the scratch's key, were it not translated, belongs to a flow.
+#[inline(always)]
+pub fn is_reply_taken<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> bool {
+    let Scratch { key, other_key, .. } = scratch;
+    *other_key = FlowKey::new(
+        key.daddr,
+        key.saddr,
+        key.dport,
+        key.sport,
+        key.proto,
+        Side::Out,
+    );
+    tables
+        .flow(other_key)
+        .or_else(|| tables.opening(other_key))
+        .is_some()
 }
 
 /// How the source of a new flow is to be handled.
@@ -297,26 +354,22 @@ pub struct Source<F: Ip> {
     pub flags: u16,
 }
 
-/// Writes both entries of a new flow and returns the original one, ours or that of the CPU that was
-/// first.
+/// Writes both entries of a new flow of the scratch's key. The scratch then holds the original entry:
+/// ours, or that of the CPU that was first.
 #[inline(always)]
 pub fn open<F: Ip, T: Tables<F>>(
     tables: &T,
-    key: &FlowKey<F>,
+    scratch: &mut Scratch<F>,
     choice: &Choice<F>,
     source: &Source<F>,
-) -> Result<Flow<F>, DropReason> {
-    let mut scratch = tables.scratch().ok_or(DropReason::FlowInsert)?;
+) -> Result<(), DropReason> {
     let Scratch {
-        key: original_key,
+        key,
         flow,
-        reply_key,
-        reply,
-    } = &mut *scratch;
-    *original_key = *key;
+        other_key: reply_key,
+        other: reply,
+    } = scratch;
     let stamp = tables.stamp();
-    let at_pod = key.side == Side::PodIn as u8;
-    let state = choice.backend.state;
 
     flow.check = flow_check(key);
     flow.stamp = stamp;
@@ -347,7 +400,7 @@ pub fn open<F: Ip, T: Tables<F>>(
         sport: key.dport,
         dport: key.sport,
     };
-    if at_pod {
+    if key.side == Side::PodIn as u8 {
         reply.flags |= FlowFlags::ORIGINAL_AT_POD;
     }
     match source.nat {
@@ -355,7 +408,7 @@ pub fn open<F: Ip, T: Tables<F>>(
         Nat::Snat => {
             flow.flags |= FlowFlags::SNAT;
             reply.flags |= FlowFlags::SNAT;
-            if state & BackendState::LOCAL != 0 {
+            if choice.backend.state & BackendState::LOCAL != 0 {
                 flow.flags |= FlowFlags::REPLY_AT_POD;
             }
         }
@@ -364,72 +417,29 @@ pub fn open<F: Ip, T: Tables<F>>(
             reply.flags |= FlowFlags::HAIRPIN;
         }
     }
-
-    let (first, last) = source.ports;
-    let span = (last as u32).wrapping_sub(first as u32) & 0xffff;
-    let mut hash = hash::connection::<F>(
-        &key.saddr,
-        &key.daddr,
-        crate::wire::Ports::join(key.sport, key.dport),
-        stamp as u8,
-    );
-    let mut written = false;
-    let mut try_ = 0;
-    while try_ < PORT_TRIES {
-        // A kept source keeps its port where it can; a translated one gets a port of the range, which
-        // the port filter lets in.
-        if try_ > 0 || source.nat != Nat::Keep || source.flags & FlowFlags::DIRECT != 0 {
-            let port = (first as u32).wrapping_add(hash::scale(hash, span.wrapping_add(1)));
-            #[allow(clippy::cast_possible_truncation, reason = "between two ports")]
-            {
-                flow.to.sport = Be16::from_host(port as u16);
-            }
-            hash = hash.wrapping_mul(0x9e37_79b1).wrapping_add(0x7f4a_7c15);
-            if try_ == 1 {
-                tables.count(Counter::PortRewritten);
-            }
-        }
-        try_ += 1;
-        *reply_key = flow.partner_key(key);
-        reply.check = flow_check(reply_key);
-        if tables.flow(reply_key).is_some() {
-            continue;
-        }
-        match tables.insert_opening(reply_key, reply) {
-            Insert::Done => {
-                written = true;
-                break;
-            }
-            Insert::Failed => return Err(DropReason::FlowInsert),
-            Insert::Exists => {
-                let Some(entry) = tables.opening(reply_key) else {
-                    continue;
-                };
-                if entry.read().to == reply.to {
-                    // Another CPU makes the same flow: its entry is what ours would be.
-                    tables.count(Counter::InsertRace);
-                    written = true;
-                    break;
-                }
-            }
-        }
-    }
-    if !written {
-        return Err(DropReason::PortsExhausted);
-    }
-    match tables.insert_opening(original_key, flow) {
+    write_reply(tables, key, flow, reply_key, reply, source)?;
+    match tables.insert_opening(key, flow) {
         Insert::Done => {
             tables.count(Counter::NewFlow);
             tables.count_service_flow(choice.backend.service_id);
-            Ok(*flow)
+            Ok(())
         }
         Insert::Exists => {
             tables.count(Counter::InsertRace);
-            let winner = find(tables, key).ok_or(DropReason::FlowInsert)?.flow;
-            if winner.to != flow.to {
+            let check = flow.check;
+            let ours = flow.to;
+            let winner = tables
+                .opening(key)
+                .or_else(|| tables.flow(key))
+                .ok_or(DropReason::FlowInsert)?;
+            *flow = winner.read();
+            if flow.check != check {
+                return Err(DropReason::FlowInsert);
+            }
+            if flow.to != ours {
                 tables.remove_opening(reply_key);
             }
-            Ok(winner)
+            Ok(())
         }
         Insert::Failed => {
             tables.remove_opening(reply_key);
@@ -438,21 +448,78 @@ pub fn open<F: Ip, T: Tables<F>>(
     }
 }
 
-/// Sees to it that the egress entries of an SNAT flow exist, before tc lets its packet go on to the
-/// stack. For openings this is done for every packet: the LRU may have evicted one of them.
+/// Writes the reply entry of a new flow under a tuple that is free, with another source port where need
+/// be.
+#[inline(always)]
+fn write_reply<F: Ip, T: Tables<F>>(
+    tables: &T,
+    key: &FlowKey<F>,
+    flow: &mut Flow<F>,
+    reply_key: &mut FlowKey<F>,
+    reply: &mut Flow<F>,
+    source: &Source<F>,
+) -> Result<(), DropReason> {
+    let (first, last) = (source.ports.0 as u32, source.ports.1 as u32);
+    let span = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
+    let keep = source.nat == Nat::Keep && source.flags & FlowFlags::DIRECT == 0;
+    let mut hash = hash::connection::<F>(
+        &key.saddr,
+        &key.daddr,
+        Ports::join(key.sport, key.dport),
+        key.proto,
+    );
+    let mut tries = 0;
+    while tries < PORT_TRIES {
+        // A kept source keeps its port where it can; a translated one gets a port of the range, which
+        // the port filter lets in.
+        if tries > 0 || !keep {
+            let port = first.wrapping_add(hash::scale(hash, span));
+            #[allow(clippy::cast_possible_truncation, reason = "between two ports")]
+            let port = port as u16;
+            flow.to.sport = Be16::from_host(port);
+            hash = hash.wrapping_mul(0x9e37_79b1).wrapping_add(0x7f4a_7c15);
+        }
+        if tries == 1 {
+            tables.count(Counter::PortRewritten);
+        }
+        tries += 1;
+        *reply_key = flow.partner_key(key);
+        reply.check = flow_check(reply_key);
+        if tables.flow(reply_key).is_some() {
+            continue;
+        }
+        match tables.insert_opening(reply_key, reply) {
+            Insert::Done => return Ok(()),
+            Insert::Failed => return Err(DropReason::FlowInsert),
+            Insert::Exists => {
+                if tables
+                    .opening(reply_key)
+                    .is_some_and(|entry| entry.read().to == reply.to)
+                {
+                    // Another CPU makes the same flow: its entry is what ours would be.
+                    tables.count(Counter::InsertRace);
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Err(DropReason::PortsExhausted)
+}
+
+/// Sees to it that the egress entry of an SNAT flow's direction exists, before tc lets the packet go on
+/// to the stack. For openings this is done for every packet: the LRU may have evicted it.
 #[inline(always)]
 pub fn ensure_egress<F: Ip, T: Tables<F>>(
     tables: &T,
-    key: &FlowKey<F>,
-    flow: &Flow<F>,
+    scratch: &mut Scratch<F>,
     confirmed: bool,
 ) -> Result<(), DropReason> {
-    let mut scratch = tables.scratch().ok_or(DropReason::FlowInsert)?;
     let Scratch {
-        key: egress_key,
-        flow: egress,
-        ..
-    } = &mut *scratch;
+        key,
+        flow,
+        other_key: egress_key,
+        other: egress,
+    } = scratch;
     *egress_key = flow.egress_key(key);
     *egress = *flow;
     egress.check = flow_check(egress_key);
@@ -460,38 +527,28 @@ pub fn ensure_egress<F: Ip, T: Tables<F>>(
     egress.flags = (flow.flags & !(FlowFlags::SNAT | FlowFlags::HAS_EGRESS | FlowFlags::CLOSING))
         | FlowFlags::EGRESS;
     egress.ifindex = 0;
-    let inserted = if confirmed {
-        tables.insert_flow(egress_key, egress)
-    } else if tables.flow(egress_key).is_some() {
-        Insert::Exists
-    } else {
-        tables.insert_opening(egress_key, egress)
-    };
-    if confirmed && inserted != Insert::Failed {
-        tables.remove_opening(egress_key);
-    }
-    match inserted {
-        Insert::Done => Ok(()),
-        Insert::Failed => Err(DropReason::FlowInsert),
-        Insert::Exists => {
-            let Some(present) = find(tables, egress_key) else {
-                return Err(DropReason::FlowInsert);
-            };
-            if present.flow.to == egress.to {
-                return Ok(());
-            }
-            // Left over from an earlier flow with the same tuple between the hooks.
-            remove(tables, egress_key);
-            let again = if confirmed {
-                tables.insert_flow(egress_key, egress)
-            } else {
-                tables.insert_opening(egress_key, egress)
-            };
-            if again == Insert::Failed {
-                Err(DropReason::FlowInsert)
-            } else {
-                Ok(())
-            }
+    let mut tries = 0;
+    while tries < 2 {
+        let inserted = if confirmed {
+            tables.remove_opening(egress_key);
+            tables.insert_flow(egress_key, egress)
+        } else {
+            tables.insert_opening(egress_key, egress)
+        };
+        match inserted {
+            Insert::Done => return Ok(()),
+            Insert::Failed => return Err(DropReason::FlowInsert),
+            Insert::Exists => {}
         }
+        let present = tables
+            .flow(egress_key)
+            .or_else(|| tables.opening(egress_key));
+        if present.is_some_and(|entry| entry.read().to == egress.to) {
+            return Ok(());
+        }
+        // Left over from an earlier flow with the same tuple between the hooks.
+        remove(tables, egress_key);
+        tries += 1;
     }
+    Err(DropReason::FlowInsert)
 }

@@ -16,15 +16,17 @@ pub mod tables;
 pub mod verdict;
 
 use crate::abi::{
-    Be16, Config, Counter, DropReason, Flow, FlowFlags, FlowKey, Fragment, FragmentKey, MacAddr,
-    ServiceFlags, ServiceKey, Side, flow_check, port_filter_slot, proto,
+    Backend, BackendState, Be16, Config, Counter, DropReason, Flow, FlowFlags, FlowKey, Fragment,
+    FragmentKey, MacAddr, Scratch, ServiceFlags, ServiceKey, Side, flow_check, port_filter_slot,
+    proto,
 };
-use flow::{Found, Nat, Source};
+use crate::family::Address;
+use flow::{Nat, Source};
 use ip::{FragmentPart, Ip};
 use packet::{Offset, PacketBuf};
 use parse::{Fast, Parsed};
 use rewrite::Addresses;
-use select::Dial;
+use select::{Choice, Dial};
 use tables::{FlowEntry, Tables};
 use verdict::{Hook, Outcome, Step};
 
@@ -78,7 +80,13 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
             return Ok(Step::Pass);
         };
         flow::note(&entry, &flow, parsed.tcp_flags, stamp);
-        rewrite::translate(packet, &parsed, &flow.to, Addresses::Both)?;
+        rewrite::translate(
+            packet,
+            &parsed,
+            &flow.to,
+            (flow.to.sport, flow.to.dport),
+            Addresses::Both,
+        )?;
         rewrite::forward::<F, P>(packet, l3, flow.dmac, device)?;
         tables.count(Counter::XdpTranslated);
         return Ok(Step::Transmit(flow.ifindex));
@@ -87,9 +95,13 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         return Ok(Step::Slow);
     }
     flow::note(&entry, &flow, parsed.tcp_flags, stamp);
-    let mut to = flow.to;
-    (to.sport, to.dport) = flow.ingress_ports(&key);
-    rewrite::translate(packet, &parsed, &to, Addresses::Destination)?;
+    rewrite::translate(
+        packet,
+        &parsed,
+        &flow.to,
+        flow.ingress_ports(&key),
+        Addresses::Destination,
+    )?;
     tables.count(ingress_counter(hook));
     Ok(Step::Translated)
 }
@@ -146,12 +158,19 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
         return Err(DropReason::Rewrite);
     }
     flow::note(&entry, &flow, parsed.tcp_flags, tables.stamp());
-    rewrite::translate(packet, parsed, &flow.to, Addresses::Source)?;
+    rewrite::translate(
+        packet,
+        parsed,
+        &flow.to,
+        (flow.to.sport, flow.to.dport),
+        Addresses::Source,
+    )?;
     tables.count(Counter::TcOutTranslated);
     Ok(Step::Translated)
 }
 
-/// One packet arrives, slow stage: everything that the fast one leaves.
+/// One packet arrives, slow stage: follows a flow that the fast stage could not, [`Step::Open`] where
+/// there is none.
 #[inline(always)]
 pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     packet: &mut P,
@@ -160,143 +179,217 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     hook: Hook,
 ) -> Outcome {
     packet.linear(SLOW_BYTES);
-    let Some(mut parsed) = parse::any::<F, P>(packet, l3) else {
-        return Ok(if hook.is_xdp() {
-            Step::Pass
-        } else {
-            icmp_or_pass::<F, P>(packet, l3)
-        });
+    let parsed = match arrived(packet, tables, l3, hook)? {
+        Arrived::Packet { parsed, .. } => parsed,
+        Arrived::Step(step) => return Ok(step),
     };
-    let part = parsed.ip.fragment;
-    if hook.is_xdp() && (part != FragmentPart::Whole || parsed.ip.l4 != plain_l4::<F>(l3)) {
+    let mut guard = tables.scratch().ok_or(DropReason::FlowInsert)?;
+    let scratch = &mut *guard;
+    scratch.key = parsed.key(hook.side());
+    let mut place = flow::fetch(tables, scratch);
+    if place.is_none() && hook == Hook::Pod && in_snat_range(&tables.config(), parsed.dport) {
+        // A backend behind a pod interface that no slice says is local (hand-written, semantics 28.50).
+        scratch.key.side = Side::ExternalIn as u8;
+        place = flow::fetch(tables, scratch);
+    }
+    let Some(place) = place else {
+        return Ok(Step::Open);
+    };
+    if hook.is_xdp() && !scratch.flow.has(FlowFlags::SNAT) {
         return Ok(Step::Pass);
     }
-    let config = tables.config();
-    if !with_ports(tables, &mut parsed, hook.side()) {
-        // Overtook its first fragment: passed on it could be reassembled under the wrong address.
-        let ours = F::in_cluster_range(&config, &parsed.ip.daddr);
-        return if ours {
-            Err(DropReason::FragmentOrphan)
-        } else {
-            Ok(Step::Pass)
-        };
+    if flow::is_stale(tables, &parsed, scratch) {
+        flow::forget(tables, scratch);
+        return Ok(Step::Open);
     }
-    let direct = !may_be_ours(tables, hook, &parsed);
-    if direct && unless_direct(tables, hook, &parsed) == Step::Pass {
-        return Ok(Step::Pass);
-    }
-    let mut key = parsed.key(hook.side());
-    let mut found = flow::find(tables, &key);
-    if found.is_none() && hook == Hook::Pod && in_snat_range(&config, parsed.dport) {
-        // A backend behind a pod interface that no slice says is local (hand-written, 28.50).
-        let external = parsed.key(Side::ExternalIn);
-        found = flow::find(tables, &external);
-        if found.is_some() {
-            key = external;
-        }
-    }
-    let found = match found {
-        Some(found) if flow::is_stale(tables, &parsed, &key, &found.flow) => {
-            if hook.is_xdp() && !found.flow.has(FlowFlags::SNAT) {
-                return Ok(Step::Pass);
-            }
-            flow::forget(tables, &key, &found.flow);
-            None
-        }
-        other => other,
-    };
-    let (flow, confirmed) = match found {
-        Some(found) => {
-            if hook.is_xdp() && !found.flow.has(FlowFlags::SNAT) {
-                return Ok(Step::Pass);
-            }
-            (
-                follow(packet, tables, &parsed, &key, &found),
-                found.confirmed,
-            )
-        }
-        None => match open(packet, tables, &parsed, &key, &config, hook, direct)? {
-            Opened::Flow(flow) => (flow, false),
-            Opened::Step(step) => return Ok(step),
-        },
-    };
-    if part == FragmentPart::First {
+    if parsed.ip.fragment == FragmentPart::First {
         remember_fragment(tables, &parsed, hook.side());
     }
-    carry(packet, tables, &parsed, &key, flow, confirmed, hook)
-}
-
-/// Follows a flow that was found: state, statistics, confirmation.
-#[inline(always)]
-fn follow<F: Ip, P: PacketBuf, T: Tables<F>>(
-    packet: &P,
-    tables: &T,
-    parsed: &Parsed<F>,
-    key: &FlowKey<F>,
-    found: &Found<F, T::Entry>,
-) -> Flow<F> {
-    flow::note(
-        &found.entry,
-        &found.flow,
-        parsed.tcp_flags,
-        found.flow.stamp,
-    );
-    if !found.flow.has(FlowFlags::REPLY) {
-        if let Some(backend) = tables.backend(found.flow.backend)
-            && backend.generation() == found.flow.generation
-        {
-            tables.count_service_packet(backend.service_id, packet.len());
-        }
-        flow::confirm(tables, parsed, key, found);
+    let last_use = scratch.flow.stamp;
+    flow::note(&place.entry, &scratch.flow, parsed.tcp_flags, last_use);
+    if !scratch.flow.has(FlowFlags::REPLY)
+        && let Some(backend) = tables.backend(scratch.flow.backend)
+        && backend.generation() == scratch.flow.generation
+    {
+        tables.count_service_packet(backend.service_id, packet.len());
     }
-    found.flow
+    let moved = flow::confirm(tables, &parsed, scratch, place.confirmed);
+    // The place of a flow that was moved may belong to another flow by now.
+    let entry = if moved { None } else { Some(place.entry) };
+    if hook.is_xdp() {
+        return transmit_found(packet, tables, &parsed, &scratch.flow, entry, last_use);
+    }
+    if scratch.flow.has(FlowFlags::SNAT) {
+        flow::ensure_egress(tables, scratch, place.confirmed || moved)?;
+    }
+    if let Some(entry) = entry {
+        if place.confirmed && scratch.flow.has(FlowFlags::SNAT) {
+            entry.add_flags(FlowFlags::HAS_EGRESS);
+        }
+        let stamp = tables.stamp();
+        if last_use != stamp {
+            entry.set_stamp(stamp);
+        }
+    }
+    carry(packet, tables, &parsed, scratch, hook)
 }
 
-/// How opening ended where no flow came of it.
-enum Opened<F: Ip> {
-    Flow(Flow<F>),
+/// One packet arrives that has no flow, last stage: finds its Service, chooses a backend, writes the
+/// flow.
+#[inline(always)]
+pub fn open_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    l3: Offset,
+    hook: Hook,
+) -> Outcome {
+    packet.linear(SLOW_BYTES);
+    let (parsed, direct) = match arrived(packet, tables, l3, hook)? {
+        Arrived::Packet { parsed, direct } => (parsed, direct),
+        Arrived::Step(step) => return Ok(step),
+    };
+    let mut guard = tables.scratch().ok_or(DropReason::FlowInsert)?;
+    let scratch = &mut *guard;
+    scratch.key = parsed.key(hook.side());
+    let (choice, source) = match plan(packet, tables, &parsed, scratch, hook, direct)? {
+        Plan::Open(choice, source) => (choice, source),
+        Plan::Step(step) => return Ok(step),
+    };
+    flow::open(tables, scratch, &choice, &source)?;
+    if parsed.ip.fragment == FragmentPart::First {
+        remember_fragment(tables, &parsed, hook.side());
+    }
+    tables.count_service_packet(choice.backend.service_id, packet.len());
+    tables.event(&new_flow_event(
+        packet.ifindex(),
+        &scratch.key,
+        &scratch.flow,
+    ));
+    if hook.is_xdp() {
+        let hop = (scratch.flow.ifindex, scratch.flow.dmac);
+        let Some(smac) = transmitter(tables, &parsed, hop.0) else {
+            return Ok(Step::Pass);
+        };
+        return transmit(packet, tables, &parsed, &scratch.flow, hop, smac);
+    }
+    if scratch.flow.has(FlowFlags::SNAT) {
+        flow::ensure_egress(tables, scratch, false)?;
+    }
+    carry(packet, tables, &parsed, scratch, hook)
+}
+
+/// A packet of the slow stages.
+enum Arrived<F: Ip> {
+    /// To be looked up; `direct`: it is no Service's, but its tuple may be taken.
+    Packet {
+        parsed: Parsed<F>,
+        direct: bool,
+    },
     Step(Step),
 }
 
-/// A packet without a flow: finds its Service, chooses a backend, writes the flow.
+/// Reads a packet that needs care.
 #[inline(always)]
-fn open<F: Ip, P: PacketBuf, T: Tables<F>>(
+fn arrived<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &P,
+    tables: &T,
+    l3: Offset,
+    hook: Hook,
+) -> Result<Arrived<F>, DropReason> {
+    let Some(mut parsed) = parse::any::<F, P>(packet, l3) else {
+        return Ok(Arrived::Step(if hook.is_xdp() {
+            Step::Pass
+        } else {
+            icmp_or_pass::<F, P>(packet, l3)
+        }));
+    };
+    if hook.is_xdp()
+        && (parsed.ip.fragment != FragmentPart::Whole || parsed.ip.l4 != plain_l4::<F>(l3))
+    {
+        return Ok(Arrived::Step(Step::Pass));
+    }
+    if !with_ports(tables, &mut parsed, hook.side()) {
+        // Overtook its first fragment: passed on it could be reassembled under the wrong address.
+        if F::in_cluster_range(&tables.config(), &parsed.ip.daddr) {
+            return Err(DropReason::FragmentOrphan);
+        }
+        return Ok(Arrived::Step(Step::Pass));
+    }
+    let direct = !may_be_ours(tables, hook, &parsed);
+    if direct && unless_direct(tables, hook, &parsed) == Step::Pass {
+        return Ok(Arrived::Step(Step::Pass));
+    }
+    Ok(Arrived::Packet { parsed, direct })
+}
+
+/// What is to be made of a packet without a flow.
+enum Plan<F: Ip> {
+    /// A flow to this backend, with this source.
+    Open(Choice<F>, Source<F>),
+    Step(Step),
+}
+
+/// A packet without a flow: finds its Service, chooses a backend, decides about its source.
+#[inline(always)]
+fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
     packet: &P,
     tables: &T,
     parsed: &Parsed<F>,
-    key: &FlowKey<F>,
-    config: &Config,
+    scratch: &mut Scratch<F>,
     hook: Hook,
     direct: bool,
-) -> Result<Opened<F>, DropReason> {
+) -> Result<Plan<F>, DropReason> {
+    let config = tables.config();
+    let pod = hook == Hook::Pod;
+    let mut source = Source {
+        nat: Nat::Keep,
+        addr: F::node_addr(&config),
+        ports: (config.snat_port_min, config.snat_port_max),
+        ifindex: 0,
+        dmac: MacAddr::default(),
+        flags: 0,
+    };
+    let key = &scratch.key;
     let service = if direct {
         None
     } else {
         flow::service(tables, &ServiceKey::new(key.daddr, key.dport, key.proto))
     };
     let Some(service) = service else {
-        if !direct && F::in_cluster_range(config, &key.daddr) && !hook.is_xdp() {
+        if !direct && F::in_cluster_range(&config, &key.daddr) && !hook.is_xdp() {
             let any = ServiceKey::new(key.daddr, Be16 { be: 0 }, 0);
             if flow::service(tables, &any).is_some() {
                 // A port that no Service defines on this ClusterIP (semantics 11.1).
-                return Ok(Opened::Step(Step::Refuse));
+                return Ok(Plan::Step(Step::Refuse));
             }
         }
-        return open_direct(tables, parsed, key, config, hook);
+        if !pod || !parsed.is_syn() || !flow::is_reply_taken(tables, scratch) {
+            return Ok(Plan::Step(Step::Pass));
+        }
+        // A connection that is no Service's, but whose reply tuple belongs to a flow: with another source
+        // port its replies are not taken for that flow's.
+        let key = &scratch.key;
+        tables.note_direct_port(key.dport);
+        tables.count(Counter::DirectRewritten);
+        source.flags = FlowFlags::DIRECT;
+        let choice = Choice {
+            id: 0,
+            backend: Backend::new(key.daddr, key.dport, 0, 0, 0),
+        };
+        return Ok(Plan::Open(choice, source));
     };
-    let pod = hook == Hook::Pod;
     if service.has(ServiceFlags::SOURCE_RANGES) && !tables.in_source_range(service.id, key.saddr) {
         return Err(DropReason::SourceRange);
     }
     let list = select::list(&service, pod);
     if list.rows.len == 0 {
         if hook.is_xdp() {
-            return Ok(Opened::Step(Step::Pass));
+            return Ok(Plan::Step(Step::Pass));
         }
         if service.has(ServiceFlags::HAS_ENDPOINTS) {
             return Err(DropReason::NoLocalEndpoint);
         }
-        return Ok(Opened::Step(Step::Refuse));
+        return Ok(Plan::Step(Step::Refuse));
     }
     let dial = Dial {
         saddr: key.saddr,
@@ -307,21 +400,12 @@ fn open<F: Ip, P: PacketBuf, T: Tables<F>>(
         inside: pod,
     };
     let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
-    let nat = flow::nat::<F>(config.modes, hook, &service, &key.saddr, &choice.backend);
-    let mut source = Source {
-        nat,
-        addr: F::node_addr(config),
-        ports: (config.snat_port_min, config.snat_port_max),
-        ifindex: 0,
-        dmac: MacAddr::default(),
-        flags: 0,
-    };
-    if hook.is_xdp()
-        && (nat != Nat::Snat || choice.backend.state & crate::abi::BackendState::LOCAL != 0)
+    source.nat = flow::nat::<F>(config.modes, hook, &service, &key.saddr, &choice.backend);
+    if hook.is_xdp() && (source.nat != Nat::Snat || choice.backend.state & BackendState::LOCAL != 0)
     {
-        return Ok(Opened::Step(Step::Pass));
+        return Ok(Plan::Step(Step::Pass));
     }
-    if nat == Nat::Snat {
+    if source.nat == Nat::Snat {
         let hop = packet.route::<F>(
             &key.saddr,
             &choice.backend.addr,
@@ -331,7 +415,7 @@ fn open<F: Ip, P: PacketBuf, T: Tables<F>>(
         if let Some(hop) = hop {
             if let Some(interface) = tables.interface(hop.ifindex) {
                 let preferred = F::source_of(&interface);
-                if !crate::family::Address::is_unspecified(&preferred) {
+                if !preferred.is_unspecified() {
                     source.addr = preferred;
                 }
             }
@@ -341,125 +425,100 @@ fn open<F: Ip, P: PacketBuf, T: Tables<F>>(
             }
         }
         if hook.is_xdp() && transmitter(tables, parsed, source.ifindex).is_none() {
-            return Ok(Opened::Step(Step::Pass));
+            return Ok(Plan::Step(Step::Pass));
         }
     }
-    if nat != Nat::Keep && crate::family::Address::is_unspecified(&source.addr) {
+    if source.nat != Nat::Keep && source.addr.is_unspecified() {
         return Err(DropReason::NoSourceAddress);
     }
-    let flow = flow::open(tables, key, &choice, &source)?;
-    tables.count_service_packet(service.id, packet.len());
-    tables.event(&new_flow_event(packet.ifindex(), key, &flow));
-    Ok(Opened::Flow(flow))
+    Ok(Plan::Open(choice, source))
 }
 
-/// A connection that is no Service's, opened from a pod: where its reply tuple belongs to a flow, it
-/// gets a flow of its own with another source port, else the reply would be taken for that flow's.
+/// Sends a packet of a flow that XDP found by its next hop, which is asked for again.
 #[inline(always)]
-fn open_direct<F: Ip, T: Tables<F>>(
+fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
     tables: &T,
     parsed: &Parsed<F>,
-    key: &FlowKey<F>,
-    config: &Config,
-    hook: Hook,
-) -> Result<Opened<F>, DropReason> {
-    if hook != Hook::Pod || !parsed.is_syn() {
-        return Ok(Opened::Step(Step::Pass));
+    flow: &Flow<F>,
+    entry: Option<T::Entry>,
+    last_use: u32,
+) -> Outcome {
+    let stamp = tables.stamp();
+    // About every 30 s a packet goes by the stack, so that the kernel's neighbour machine confirms the
+    // next hop or gives it up; spread by port, or all flows would do so at once.
+    if last_use != stamp && stamp.wrapping_add(parsed.sport.be as u32) & 31 == 0 {
+        return Ok(Step::Pass);
     }
-    let reply = FlowKey::new(
-        key.daddr,
-        key.saddr,
-        key.dport,
-        key.sport,
-        key.proto,
-        Side::Out,
-    );
-    if flow::find(tables, &reply).is_none() {
-        return Ok(Opened::Step(Step::Pass));
+    let Some(hop) = packet.route::<F>(
+        &flow.to.saddr,
+        &flow.to.daddr,
+        parsed.ip.proto,
+        parsed.ip.ip_len,
+    ) else {
+        return Ok(Step::Pass);
+    };
+    tables.count(Counter::NextHop);
+    let Some(smac) = transmitter(tables, parsed, if hop.ready { hop.ifindex } else { 0 }) else {
+        return Ok(Step::Pass);
+    };
+    if let Some(entry) = entry {
+        if flow.ifindex != hop.ifindex || flow.dmac != hop.dmac {
+            entry.set_next_hop(hop.ifindex, hop.dmac);
+        }
+        if last_use != stamp {
+            entry.set_stamp(stamp);
+        }
     }
-    let choice = select::Choice {
-        id: 0,
-        backend: crate::abi::Backend::new(key.daddr, key.dport, 0, 0, 0),
-    };
-    let source = Source {
-        nat: Nat::Keep,
-        addr: key.saddr,
-        ports: (config.snat_port_min, config.snat_port_max),
-        ifindex: 0,
-        dmac: MacAddr::default(),
-        flags: FlowFlags::DIRECT,
-    };
-    let flow = flow::open(tables, key, &choice, &source)?;
-    tables.note_direct_port(key.dport);
-    tables.count(Counter::DirectRewritten);
-    Ok(Opened::Flow(flow))
+    transmit(packet, tables, parsed, flow, (hop.ifindex, hop.dmac), smac)
 }
 
-/// Sends the packet on its way by its flow.
+/// Translates a packet whole and addresses it to its next hop.
+#[inline(always)]
+fn transmit<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    parsed: &Parsed<F>,
+    flow: &Flow<F>,
+    (ifindex, dmac): (u32, MacAddr),
+    smac: MacAddr,
+) -> Outcome {
+    rewrite::translate(
+        packet,
+        parsed,
+        &flow.to,
+        (flow.to.sport, flow.to.dport),
+        Addresses::Both,
+    )?;
+    rewrite::forward::<F, P>(packet, parsed.l3, dmac, smac)?;
+    tables.count(Counter::XdpTranslated);
+    Ok(Step::Transmit(ifindex))
+}
+
+/// Translates a packet at tc and lets the stack go on with it.
 #[inline(always)]
 fn carry<F: Ip, P: PacketBuf, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     parsed: &Parsed<F>,
-    key: &FlowKey<F>,
-    flow: Flow<F>,
-    confirmed: bool,
+    scratch: &Scratch<F>,
     hook: Hook,
 ) -> Outcome {
-    let stamp = tables.stamp();
-    if hook.is_xdp() {
-        // About every 30 s a packet goes by the stack, so that the kernel's neighbour machine confirms
-        // the next hop or gives it up; spread by port, or all flows would do so at once.
-        let turn = stamp.wrapping_add(parsed.sport.be as u32) & 31;
-        if flow.stamp != stamp && turn == 0 {
-            return Ok(Step::Pass);
-        }
-        let hop = packet.route::<F>(&flow.to.saddr, &flow.to.daddr, key.proto, parsed.ip.ip_len);
-        let Some(hop) = hop else {
-            return Ok(Step::Pass);
-        };
-        tables.count(Counter::NextHop);
-        let Some(smac) = transmitter(tables, parsed, if hop.ready { hop.ifindex } else { 0 })
-        else {
-            return Ok(Step::Pass);
-        };
-        if let Some(found) = flow::find(tables, key) {
-            if found.flow.ifindex != hop.ifindex || found.flow.dmac != hop.dmac {
-                found.entry.set_next_hop(hop.ifindex, hop.dmac);
-            }
-            found.entry.set_stamp(stamp);
-        }
-        rewrite::translate(packet, parsed, &flow.to, Addresses::Both)?;
-        rewrite::forward::<F, P>(packet, parsed.l3, hop.dmac, smac)?;
-        tables.count(Counter::XdpTranslated);
-        return Ok(Step::Transmit(hop.ifindex));
+    let flow = &scratch.flow;
+    let hairpin = flow.has(FlowFlags::HAIRPIN);
+    let (ports, which) = if hairpin {
+        ((flow.to.sport, flow.to.dport), Addresses::Both)
+    } else {
+        (flow.ingress_ports(&scratch.key), Addresses::Destination)
+    };
+    rewrite::translate(packet, parsed, &flow.to, ports, which)?;
+    if parsed.ip.fragment == FragmentPart::Later {
+        tables.count(Counter::Fragment);
     }
-    if flow.has(FlowFlags::SNAT) {
-        flow::ensure_egress(tables, key, &flow, confirmed)?;
-    }
-    if let Some(found) = flow::find(tables, key) {
-        if found.confirmed && flow.has(FlowFlags::SNAT) {
-            if !confirmed {
-                // Confirmed by this packet: its egress entry belongs there, too.
-                flow::ensure_egress(tables, key, &flow, true)?;
-            }
-            found.entry.add_flags(FlowFlags::HAS_EGRESS);
-        }
-        if found.flow.stamp != stamp {
-            found.entry.set_stamp(stamp);
-        }
-    }
-    if flow.has(FlowFlags::HAIRPIN) {
-        rewrite::translate(packet, parsed, &flow.to, Addresses::Both)?;
+    if hairpin {
         rewrite::turn_round(packet, parsed.l3)?;
         tables.count(Counter::Hairpin);
         return Ok(Step::Reflect);
-    }
-    let mut to = flow.to;
-    (to.sport, to.dport) = flow.ingress_ports(key);
-    rewrite::translate(packet, parsed, &to, Addresses::Destination)?;
-    if parsed.ip.fragment == FragmentPart::Later {
-        tables.count(Counter::Fragment);
     }
     tables.count(ingress_counter(hook));
     Ok(Step::Translated)

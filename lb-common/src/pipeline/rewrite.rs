@@ -19,12 +19,13 @@ pub enum Addresses {
     Both,
 }
 
-/// Translates a packet.
+/// Translates a packet: the addresses of `to` that `which` names, and the ports given.
 #[inline(always)]
 pub fn translate<F: Ip, P: PacketBuf>(
     packet: &mut P,
     parsed: &Parsed<F>,
     to: &Translation<F>,
+    (sport, dport): (Be16, Be16),
     which: Addresses,
 ) -> Result<(), DropReason> {
     let mut addresses = Diff::NONE;
@@ -36,7 +37,7 @@ pub fn translate<F: Ip, P: PacketBuf>(
     }
     if parsed.ip.fragment != FragmentPart::Later {
         let old = Ports::join(parsed.sport, parsed.dport);
-        let new = Ports::join(to.sport, to.dport);
+        let new = Ports::join(sport, dport);
         let ports = if old == new {
             Diff::NONE
         } else {

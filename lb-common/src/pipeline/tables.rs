@@ -25,6 +25,8 @@ pub enum Insert {
 pub trait FlowEntry<F: Family> {
     /// A copy of the entry. Compare [`Flow::check`] before believing it.
     fn read(&self) -> Flow<F>;
+    /// Its flags alone.
+    fn flags(&self) -> u16;
     /// Sets flags, none is taken away.
     fn add_flags(&self, flags: u16);
     /// Notes the time of use.

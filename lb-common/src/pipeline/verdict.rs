@@ -44,6 +44,8 @@ pub enum Step {
     Reflect,
     /// To be looked at again by [`super::slow_ingress`] or [`super::slow_egress`].
     Slow,
+    /// Has no flow: to be looked at by [`super::open_ingress`].
+    Open,
     /// To be refused by [`super::refuse::refuse`].
     Refuse,
     /// An ICMP message, for [`super::icmp::translate`].

@@ -1,0 +1,90 @@
+//! An XDP frame as a packet.
+
+use aya_ebpf::bindings::xdp_md;
+use lb_common::Family;
+use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
+use lb_common::pipeline::rewrite::repair_directly;
+use lb_common::wire::Header;
+use lb_common::wire::checksum::Diff;
+
+/// A frame.
+pub(crate) struct XdpPacket {
+    ctx: *mut xdp_md,
+}
+
+impl XdpPacket {
+    #[inline(always)]
+    pub(crate) fn new(ctx: *mut xdp_md) -> Self {
+        XdpPacket { ctx }
+    }
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.ctx).data as usize }
+    }
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.ctx).data_end as usize }
+    }
+    #[inline(always)]
+    fn at<T>(&self, at: Offset) -> Option<*mut T> {
+        let start = self.data() + at.get() as usize; // an Offset is at most 0x3ff: the verifier's bound
+        if start + size_of::<T>() > self.data_end() {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+}
+
+impl PacketBuf for XdpPacket {
+    #[inline(always)]
+    fn header<T: Header>(&self, at: Offset) -> Option<&T> {
+        // SAFETY: `at` compared this same pointer, so all of T lies before `data_end`; any bit pattern
+        // is a valid `Header`, and the kernel's packet memory suits its alignment claim.
+        self.at::<T>(at).map(|header| unsafe { &*header })
+    }
+    #[inline(always)]
+    fn header_mut<T: Header>(&mut self, at: Offset) -> Option<&mut T> {
+        // SAFETY: as in `header`; the exclusive borrow of `self` makes the window the only one.
+        self.at::<T>(at).map(|header| unsafe { &mut *header })
+    }
+    #[inline(always)]
+    fn linear(&mut self, _len: u32) {}
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+    #[inline(always)]
+    fn repair_checksum<F: Family>(
+        &mut self,
+        at: Offset,
+        addresses: Diff,
+        data: Diff,
+        udp: bool,
+    ) -> bool {
+        repair_directly(self, at, addresses.and(data), udp && !F::IS_V6, udp)
+    }
+    #[inline(always)]
+    fn route<F: Family>(
+        &self,
+        saddr: &F::Addr,
+        daddr: &F::Addr,
+        proto: u8,
+        ip_len: u32,
+    ) -> Option<NextHop> {
+        super::fib::lookup::<F>(
+            self.ctx.cast(),
+            self.ifindex(),
+            saddr,
+            daddr,
+            proto,
+            ip_len as u16,
+        )
+    }
+}
