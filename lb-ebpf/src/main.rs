@@ -4,9 +4,9 @@
 #![no_main]
 #![allow(
     internal_features,
-    reason = "atomic adds have no stable form on this target"
+    reason = "atomic adds and assembly have no stable form on this target"
 )]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, asm_experimental_arch)]
 
 mod ctx;
 mod maps;

@@ -260,11 +260,11 @@ pub(crate) static REFUSALS: PerCpuArray<Refusals, 1> = PerCpuArray::new();
 /// What happens, at debug level.
 ///
 /// Type    ring buffer
-/// Entry   [`Event`]
+/// Entry   `lb_common::abi::Event` (the map itself has no value type: libbpf refuses one)
 /// Writes  all      Reads  agent
 /// Full    the event is lost
 #[btf_map(name = "events")]
-pub(crate) static EVENTS: RingBuf<Event, 262_144> = RingBuf::new();
+pub(crate) static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 
 /// Slow paths of the XDP program; slots in `names::programs::TAILS_XDP_SLOTS`.
 #[btf_map(name = "tails_xdp")]

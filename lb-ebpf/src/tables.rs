@@ -288,7 +288,7 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
             let mut event = *event;
             event.time_ns = now_ns();
             // A full ring loses the event; nobody waits for a reader.
-            let _lost = EVENTS.output(&event, 0);
+            let _lost = EVENTS.output_untyped::<Event>(&event, 0);
         }
     }
     #[inline(always)]

@@ -8,6 +8,8 @@ use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
 use lb_common::wire::Header;
 use lb_common::wire::checksum::Diff;
 
+use super::packet_pointer;
+
 use crate::maps::CONFIG;
 
 /// `bpf_l4_csum_replace`: the addresses are IPv6, so that CHECKSUM_COMPLETE stays as it is (6.16).
@@ -25,13 +27,11 @@ impl TcPacket {
     }
     #[inline(always)]
     fn data(&self) -> usize {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.skb).data as usize }
+        packet_pointer!(self.skb, "76")
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.skb).data_end as usize }
+        packet_pointer!(self.skb, "80")
     }
     #[inline(always)]
     fn at<T>(&self, at: Offset) -> Option<*mut T> {

@@ -7,6 +7,8 @@ use lb_common::pipeline::rewrite::repair_directly;
 use lb_common::wire::Header;
 use lb_common::wire::checksum::Diff;
 
+use super::packet_pointer;
+
 /// A frame.
 pub(crate) struct XdpPacket {
     ctx: *mut xdp_md,
@@ -19,13 +21,11 @@ impl XdpPacket {
     }
     #[inline(always)]
     fn data(&self) -> usize {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.ctx).data as usize }
+        packet_pointer!(self.ctx, "0")
     }
     #[inline(always)]
     fn data_end(&self) -> usize {
-        // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.ctx).data_end as usize }
+        packet_pointer!(self.ctx, "4")
     }
     #[inline(always)]
     fn at<T>(&self, at: Offset) -> Option<*mut T> {
