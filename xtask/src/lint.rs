@@ -72,6 +72,7 @@ fn clippy() -> Result<()> {
     let mut clippy = command::cargo();
     clippy.args([
         "clippy",
+        "--keep-going",
         "--workspace",
         "--exclude",
         "lb-ebpf",

@@ -97,10 +97,12 @@ fn miri(options: &Options, summary: &mut Summary) -> Result<()> {
             .args(["+nightly", "miri"]);
         command
     };
-    if command::read(miri().arg("--version")).is_err() {
+    // Fails also where the interpreter is there, but not the sources of the standard library that it runs.
+    if command::read(miri().arg("setup")).is_err() {
+        let add = "rustup toolchain install nightly --component miri --component rust-src";
         summary
             .skipped
-            .push("miri: run `rustup toolchain install nightly --component miri`".to_owned());
+            .push(format!("miri: it is not complete; run `{add}`"));
         return Ok(());
     }
     let mut cargo = miri();
