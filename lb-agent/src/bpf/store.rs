@@ -1,0 +1,226 @@
+//! The dataplane's `MapStore` over the pinned maps.
+
+use std::{
+    io,
+    mem::offset_of,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lb_common::{
+    Family, V4, V6,
+    abi::{Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, SELECTION_BLOCK_ROWS, Service, ServiceKey, SrcRangeKey},
+    names::maps as names,
+};
+
+use super::{
+    maps::{FamilyPins, MapError, MapResult, Maps, TypedMap, bytes},
+    sys,
+};
+use crate::dataplane::store::{Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult};
+
+impl From<MapError> for StoreError {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::Io { map, source, .. } if is_full(&source) => StoreError::Full { map },
+            MapError::Io { map, source, .. } => StoreError::Io { map, source },
+            MapError::Unfit { map, .. } => StoreError::Io { map, source: io::Error::other(error) },
+            MapError::Missing { .. } | MapError::Open { .. } => StoreError::Io { map: "pinned", source: io::Error::other(error) },
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM))
+}
+
+impl<F: Family> FamilyPins<F> {
+    const fn table(&self, table: FlowTable) -> &TypedMap<FlowKey<F>, Flow<F>> {
+        match table {
+            FlowTable::Flows => &self.flows,
+            FlowTable::Openings => &self.openings,
+        }
+    }
+}
+
+impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
+    fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()> {
+        Ok(self.services.update(key, value)?)
+    }
+    fn remove_service(&mut self, key: &ServiceKey<F>) -> StoreResult<bool> {
+        Ok(self.services.delete(key)?)
+    }
+    fn each_service(&self, each: &mut dyn FnMut(&ServiceKey<F>, &Service)) -> StoreResult<()> {
+        Ok(self.services.each(each)?)
+    }
+    fn write_backend(&mut self, id: u32, backend: &Backend<F>) -> StoreResult<()> {
+        Ok(self.backends.write(id, backend)?)
+    }
+    fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()> {
+        Ok(self.backends.write_word(id, offset_of!(Backend<F>, state) / 4, state)?)
+    }
+    fn backend(&self, id: u32) -> StoreResult<Backend<F>> {
+        Ok(self.backends.read(id)?)
+    }
+    fn retain_affinity(&mut self, keep: &mut dyn FnMut(&AffinityKey<F>, &Affinity) -> bool) -> StoreResult<usize> {
+        let mut gone = Vec::new();
+        self.affinity.each(|key, value| {
+            if !keep(key, value) {
+                gone.push(*key);
+            }
+        })?;
+        Ok(self.affinity.delete_many(&gone)?)
+    }
+    fn write_source_range(&mut self, key: &SrcRangeKey<F>) -> StoreResult<()> {
+        Ok(self.src_ranges.update(key, &1)?)
+    }
+    fn remove_source_range(&mut self, key: &SrcRangeKey<F>) -> StoreResult<bool> {
+        Ok(self.src_ranges.delete(key)?)
+    }
+    fn each_source_range(&self, each: &mut dyn FnMut(&SrcRangeKey<F>)) -> StoreResult<()> {
+        Ok(self.src_ranges.each(|key, _| each(key))?)
+    }
+    fn scan_flows(
+        &self,
+        table: FlowTable,
+        cursor: Option<ScanCursor>,
+        limit: usize,
+        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
+    ) -> StoreResult<Option<ScanCursor>> {
+        Ok(self.table(table).scan(cursor.map(|cursor| cursor.0), limit, out)?.map(ScanCursor))
+    }
+    fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
+        Ok(self.table(table).lookup(key)?)
+    }
+    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool> {
+        Ok(self.table(table).delete(key)?)
+    }
+}
+
+/// Map-in-map that no program reads: the kernel waits for a grace period before an update of it returns.
+#[derive(Debug)]
+struct Barrier {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl Barrier {
+    fn new() -> MapResult<Barrier> {
+        let failed = |source| MapError::Io { map: names::BARRIER, what: "create", source };
+        let inner = sys::map_create(sys::map_type::ARRAY, 4, 4, 1, None, "barrier_inner").map_err(failed)?;
+        let outer =
+            sys::map_create(sys::map_type::ARRAY_OF_MAPS, 4, 4, 1, Some(inner.as_fd()), names::BARRIER).map_err(failed)?;
+        Ok(Barrier { outer, inner })
+    }
+
+    fn wait(&self) -> MapResult<()> {
+        let inner = std::os::fd::AsRawFd::as_raw_fd(&self.inner);
+        sys::map_update(self.outer.as_fd(), bytes(&0u32), &inner.to_ne_bytes(), 0)
+            .map_err(|source| MapError::Io { map: names::BARRIER, what: "write", source })
+    }
+}
+
+/// The one way to change the entry of `config`: whoever holds a clone changes its own fields.
+#[derive(Clone, Debug)]
+pub struct ConfigEntry {
+    map: Arc<Mutex<TypedMap<u32, Config>>>,
+}
+
+impl ConfigEntry {
+    /// Opens the entry below a pin directory.
+    pub fn open(dir: &std::path::Path) -> MapResult<ConfigEntry> {
+        let map = TypedMap::open(dir, names::CONFIG, super::maps::Access::Write)?;
+        Ok(ConfigEntry { map: Arc::new(Mutex::new(map)) })
+    }
+
+    /// Reads the entry, lets `change` alter it and writes it back if it differs.
+    pub fn update(&self, change: &mut dyn FnMut(&mut Config)) -> MapResult<()> {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = map.lookup(&0)?.unwrap_or_default();
+        let mut after = before;
+        change(&mut after);
+        if after == before { Ok(()) } else { map.update(&0, &after) }
+    }
+}
+
+/// The pinned maps as the dataplane writes them.
+#[derive(Debug)]
+pub struct PinnedStore {
+    maps: Maps,
+    config: ConfigEntry,
+    barrier: Barrier,
+}
+
+impl PinnedStore {
+    /// A store over the maps below a pin directory; `config` is shared with whoever writes other fields.
+    pub fn open(dir: &std::path::Path, config: ConfigEntry) -> MapResult<PinnedStore> {
+        Ok(PinnedStore { maps: Maps::open_to_write(dir)?, config, barrier: Barrier::new()? })
+    }
+    /// The maps.
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+}
+
+/// Rows of a block, as a number to divide by.
+const BLOCK: u32 = SELECTION_BLOCK_ROWS as u32;
+
+impl MapStore for PinnedStore {
+    type Maps<F: Family> = FamilyPins<F>;
+
+    fn v4(&self) -> &FamilyPins<V4> {
+        &self.maps.v4
+    }
+    fn v4_mut(&mut self) -> &mut FamilyPins<V4> {
+        &mut self.maps.v4
+    }
+    fn v6(&self) -> &FamilyPins<V6> {
+        &self.maps.v6
+    }
+    fn v6_mut(&mut self) -> &mut FamilyPins<V6> {
+        &mut self.maps.v6
+    }
+
+    fn capacities(&self) -> Capacities {
+        Capacities {
+            max_services: self.maps.v4.services.max_entries().min(self.maps.service_stats.max_entries()),
+            max_backends: self.maps.v4.backends.max_entries().min(self.maps.v6.backends.max_entries()),
+            selection_rows: self.maps.selection.max_entries().saturating_mul(BLOCK),
+            max_flows: self.maps.v4.flows.max_entries(),
+        }
+    }
+
+    fn write_rows(&mut self, offset: u32, rows: &[u32]) -> StoreResult<()> {
+        for (row, value) in (offset..).zip(rows) {
+            self.maps.selection.write_word(row / BLOCK, (row % BLOCK) as usize, *value)?;
+        }
+        Ok(())
+    }
+    fn read_rows(&self, offset: u32, rows: &mut [u32]) -> StoreResult<()> {
+        for (row, value) in (offset..).zip(rows) {
+            *value = self.maps.selection.read_word(row / BLOCK, (row % BLOCK) as usize)?;
+        }
+        Ok(())
+    }
+
+    fn write_port(&mut self, slot: u32, port: u16, on: bool) -> StoreResult<()> {
+        let (word, bit) = (usize::from(port / 32), 1u32 << (port % 32));
+        let before = self.maps.port_filter.read_word(slot, word)?;
+        let after = if on { before | bit } else { before & !bit };
+        Ok(self.maps.port_filter.write_word(slot, word, after)?)
+    }
+    fn read_ports(&self, slot: u32, ports: &mut PortFilter) -> StoreResult<()> {
+        *ports = self.maps.port_filter.read(slot)?;
+        Ok(())
+    }
+
+    fn update_config(&mut self, change: &mut dyn FnMut(&mut Config)) -> StoreResult<()> {
+        Ok(self.config.update(change)?)
+    }
+    fn zero_service_stats(&mut self, id: u32) -> StoreResult<()> {
+        Ok(self.maps.service_stats.zero(id)?)
+    }
+    fn barrier(&mut self) -> StoreResult<()> {
+        Ok(self.barrier.wait()?)
+    }
+}

@@ -1,0 +1,438 @@
+//! Flags and environment → a validated [`Config`]. Names are kube-proxy's where it has one.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+
+use crate::{
+    desired::{NodePortAddresses, state::Prefix},
+    kube::parse,
+};
+
+/// Default of `--bpffs`.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+
+/// Why the flags cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A value cannot be read.
+    #[error("--{flag} {value}: {problem}")]
+    Value {
+        /// The flag without its dashes.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong and what to write.
+        problem: String,
+    },
+    /// Something needed is missing.
+    #[error("{0}")]
+    Missing(&'static str),
+}
+
+fn invalid(flag: &'static str, value: impl Into<String>, problem: impl ToString) -> ConfigError {
+    ConfigError::Value { flag, value: value.into(), problem: problem.to_string() }
+}
+
+/// `--xdp`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum XdpMode {
+    /// Native where the driver and what is above the interface allow it; never veth or tap.
+    Auto,
+    /// Native on every external interface with an Ethernet header, veth and tap included.
+    Native,
+    /// Generic on every external interface with an Ethernet header.
+    Generic,
+    /// None; tc carries everything.
+    Off,
+}
+
+/// `--forwarding`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Forwarding {
+    /// Source translation where replies would otherwise miss this node.
+    Snat,
+    /// Direct server return.
+    Dsr,
+}
+
+/// `--socket-lb`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum SocketLb {
+    /// Sockets of this node's own network namespace.
+    Host,
+    /// Sockets of every namespace below the cgroup.
+    All,
+    /// None.
+    Off,
+}
+
+/// `--masquerade`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Masquerade {
+    /// Only where replies would otherwise miss this node's hooks.
+    Needed,
+    /// Wherever kube-proxy does.
+    KubeProxy,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// `--tc-attach`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum TcAttach {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// TCX (6.6).
+    Tcx,
+    /// The qdisc clsact and a direct-action filter.
+    Clsact,
+}
+
+/// Flags of `lb-agent run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Directory of manifests (Services, EndpointSlices, Endpoints, Nodes) to follow
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "apiserver"])]
+    pub manifests: Option<PathBuf>,
+    /// How to reach the API server
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Real address of the API server, never its ClusterIP
+    #[arg(long, value_name = "URL")]
+    pub apiserver: Option<String>,
+    /// File with these flags as keys
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of this node [default: the host name, lower-cased]
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Interfaces that are external whatever they look like
+    #[arg(long, value_name = "GLOB,…", value_delimiter = ',')]
+    pub external_interfaces: Vec<String>,
+    /// Interfaces with a pod behind them whatever they look like
+    #[arg(long, value_name = "GLOB,…", value_delimiter = ',')]
+    pub pod_interfaces: Vec<String>,
+    /// Pod addresses that arrive by external interfaces and count as the cluster's own
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    pub cluster_cidr: Vec<String>,
+    /// Addresses that accept NodePorts: prefixes, primary, localhost
+    #[arg(long, value_name = "CIDR,…|primary|localhost", default_value = "primary")]
+    pub nodeport_addresses: String,
+    /// Where to use XDP
+    #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
+    pub xdp: XdpMode,
+    /// How traffic reaches remote backends
+    #[arg(long, value_enum, default_value_t = Forwarding::Snat)]
+    pub forwarding: Forwarding,
+    /// Whose sockets are translated as they connect
+    #[arg(long, value_enum, default_value_t = SocketLb::Host)]
+    pub socket_lb: SocketLb,
+    /// Cgroup whose processes the socket hooks see [default: the mount of type cgroup2]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// When the source address is translated
+    #[arg(long, value_enum, default_value_t = Masquerade::Needed)]
+    pub masquerade: Masquerade,
+    /// Translate the source address of all Service traffic
+    #[arg(long)]
+    pub masquerade_all: bool,
+    /// How kube-proxy tells local traffic; only its default is known here, because interfaces tell
+    #[arg(long, value_name = "MODE")]
+    pub detect_local_mode: Option<String>,
+    /// Entries of each table of flows (two a connection)
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    pub flow_table_size: String,
+    /// Most frontends of a family (address, port, protocol)
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub max_frontends: u32,
+    /// Most backends of a family
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    pub max_backends: u32,
+    /// Rows of all selection tables together
+    #[arg(long, value_name = "N|auto", default_value = "auto", hide = true)]
+    pub selection_rows: String,
+    /// First and last port for source translation
+    #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999")]
+    pub snat_ports: String,
+    /// Most refusals (RST, ICMP) a second and CPU; 0 no limit
+    #[arg(long, value_name = "N", default_value_t = 1000, hide = true)]
+    pub refusals_per_sec: u32,
+    /// Mount of the bpf filesystem; mounted if nothing is
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    pub bpffs: PathBuf,
+    /// Address of /healthz, /livez and /readyz
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: String,
+    /// Address of /metrics
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: String,
+    /// Form of the log
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// How tc programs are attached
+    #[arg(long, value_enum, default_value_t = TcAttach::Auto, env = "LB_TC_ATTACH", hide = true)]
+    pub tc_attach: TcAttach,
+}
+
+/// What `run` does, all values checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// This node's name, lower-cased.
+    pub node_name: String,
+    /// Interfaces that are external by name.
+    pub external_interfaces: Globs,
+    /// Pod interfaces by name.
+    pub pod_interfaces: Globs,
+    /// `--cluster-cidr`.
+    pub cluster_cidrs: Vec<Prefix>,
+    /// `--nodeport-addresses`.
+    pub node_port_addresses: NodePortAddresses,
+    /// `--xdp`.
+    pub xdp: XdpMode,
+    /// `--socket-lb`.
+    pub socket_lb: SocketLb,
+    /// `--cgroup`; `None`: the mount of type cgroup2.
+    pub cgroup: Option<PathBuf>,
+    /// `--masquerade`.
+    pub masquerade: Masquerade,
+    /// `--masquerade-all`.
+    pub masquerade_all: bool,
+    /// `--flow-table-size`; `None`: by the machine's memory.
+    pub flow_table_size: Option<u32>,
+    /// `--max-frontends`.
+    pub max_frontends: u32,
+    /// `--max-backends`.
+    pub max_backends: u32,
+    /// Rows of the selection slab; `None`: by the machine's memory.
+    pub selection_rows: Option<u32>,
+    /// First and last port for source translation.
+    pub snat_ports: (u16, u16),
+    /// Most refusals a second and CPU.
+    pub refusals_per_sec: u32,
+    /// `--bpffs`.
+    pub bpffs: PathBuf,
+    /// `--healthz-bind-address`.
+    pub healthz: SocketAddr,
+    /// `--metrics-bind-address`.
+    pub metrics: SocketAddr,
+    /// `--tc-attach`.
+    pub tc_attach: TcAttach,
+}
+
+impl RunArgs {
+    /// Checks every value.
+    pub fn validate(&self) -> Result<Config, ConfigError> {
+        self.refuse_what_is_not_built()?;
+        let manifests = self.manifests.clone().ok_or(ConfigError::Missing("nothing to serve: name a directory of manifests with --manifests DIR"))?;
+        if !manifests.is_dir() {
+            return Err(invalid("manifests", manifests.display().to_string(), "is no directory; create it, it may be empty"));
+        }
+        Ok(Config {
+            manifests,
+            node_name: node_name(self.hostname_override.as_deref())?,
+            external_interfaces: Globs::new("external-interfaces", &self.external_interfaces)?,
+            pod_interfaces: Globs::new("pod-interfaces", &self.pod_interfaces)?,
+            cluster_cidrs: prefixes("cluster-cidr", &self.cluster_cidr)?,
+            node_port_addresses: self
+                .nodeport_addresses
+                .parse()
+                .map_err(|error| invalid("nodeport-addresses", &self.nodeport_addresses, error))?,
+            xdp: self.xdp,
+            socket_lb: self.socket_lb,
+            cgroup: self.cgroup.clone(),
+            masquerade: self.masquerade,
+            masquerade_all: self.masquerade_all,
+            flow_table_size: auto_or_number("flow-table-size", &self.flow_table_size, 1024..=67_108_864)?,
+            max_frontends: self.max_frontends,
+            max_backends: self.max_backends,
+            selection_rows: auto_or_number("selection-rows", &self.selection_rows, 1024..=1 << 30)?,
+            snat_ports: port_range(&self.snat_ports)?,
+            refusals_per_sec: self.refusals_per_sec,
+            bpffs: self.bpffs.clone(),
+            healthz: bind_address("healthz-bind-address", &self.healthz_bind_address, 10256)?,
+            metrics: bind_address("metrics-bind-address", &self.metrics_bind_address, 10249)?,
+            tc_attach: self.tc_attach,
+        })
+    }
+
+    fn refuse_what_is_not_built(&self) -> Result<(), ConfigError> {
+        if self.kubeconfig.is_some() || self.apiserver.is_some() {
+            return Err(ConfigError::Missing("this build does not watch an API server; serve manifests with --manifests DIR"));
+        }
+        if let Some(config) = &self.config {
+            return Err(invalid("config", config.display().to_string(), "this build reads no configuration file; pass flags"));
+        }
+        if self.forwarding == Forwarding::Dsr {
+            return Err(invalid("forwarding", "dsr", "this build has no direct server return; use snat"));
+        }
+        if let Some(mode) = &self.detect_local_mode {
+            return Err(invalid("detect-local-mode", mode, "local traffic is told by its interface; leave the flag out"));
+        }
+        Ok(())
+    }
+}
+
+fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None => fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default(),
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        return Err(ConfigError::Missing("this node has no name: give it with --hostname-override NAME"));
+    }
+    Ok(name)
+}
+
+fn prefixes(flag: &'static str, texts: &[String]) -> Result<Vec<Prefix>, ConfigError> {
+    let one = |text: &String| parse::prefix(text.trim()).ok_or_else(|| invalid(flag, text, "is no prefix; write ADDRESS/LENGTH"));
+    texts.iter().map(one).collect()
+}
+
+fn auto_or_number(flag: &'static str, text: &str, range: std::ops::RangeInclusive<u32>) -> Result<Option<u32>, ConfigError> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let number = text.parse().ok().filter(|number| range.contains(number));
+    number.map(Some).ok_or_else(|| invalid(flag, text, format!("write auto or a number from {} to {}", range.start(), range.end())))
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), ConfigError> {
+    let parsed = text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    match parsed {
+        Some((first, last)) if first > 0 && first <= last => Ok((first, last)),
+        _ => Err(invalid("snat-ports", text, "write FIRST-LAST, such as 20000-29999")),
+    }
+}
+
+/// An address with or without a port; an address alone takes kube-proxy's port.
+fn bind_address(flag: &'static str, text: &str, port: u16) -> Result<SocketAddr, ConfigError> {
+    let alone = || text.parse().ok().map(|addr| SocketAddr::new(addr, port));
+    text.parse().ok().or_else(alone).ok_or_else(|| invalid(flag, text, "write ADDRESS:PORT"))
+}
+
+/// Patterns over interface names: `*` any text, `?` one character.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Globs(Vec<String>);
+
+impl Globs {
+    /// Patterns of a flag.
+    pub fn new(flag: &'static str, patterns: &[String]) -> Result<Globs, ConfigError> {
+        let patterns: Vec<String> = patterns.iter().map(|pattern| pattern.trim().to_owned()).collect();
+        match patterns.iter().any(String::is_empty) {
+            true => Err(invalid(flag, patterns.join(","), "an empty pattern matches nothing; write names or patterns such as eth*")),
+            false => Ok(Globs(patterns)),
+        }
+    }
+    /// Whether some pattern matches.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+    }
+}
+
+/// Whether `pattern` matches all of `name`. Remembers the last `*` and goes back to it on a mismatch.
+fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => match star {
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    p = at + 1;
+                    n = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<Config, String> {
+        let line = ["lb-agent", "--manifests", "/"].iter().chain(flags);
+        let parsed = Line::try_parse_from(line).map_err(|error| error.to_string())?;
+        parsed.run.validate().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn flags_without_values_take_the_documented_defaults() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.snat_ports, (20_000, 29_999));
+        assert_eq!((config.max_frontends, config.max_backends, config.flow_table_size), (65_536, 262_144, None));
+        assert_eq!(config.healthz.port(), 10256);
+        assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
+        assert_eq!(config.socket_lb, SocketLb::Host);
+    }
+
+    #[test]
+    fn node_names_are_lower_cased() {
+        assert_eq!(parse(&["--hostname-override", "Node-A"]).unwrap().node_name, "node-a");
+    }
+
+    #[test]
+    fn bad_values_name_the_flag() {
+        for (flag, value) in [
+            ("--snat-ports", "3000"),
+            ("--snat-ports", "9-8"),
+            ("--nodeport-addresses", "everywhere"),
+            ("--cluster-cidr", "10.0.0.0"),
+            ("--flow-table-size", "7"),
+            ("--healthz-bind-address", "here"),
+            ("--external-interfaces", "eth0,,"),
+            ("--forwarding", "dsr"),
+            ("--detect-local-mode", "ClusterCIDR"),
+        ] {
+            let error = parse(&[flag, value]).unwrap_err();
+            assert!(error.contains(flag), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_directory_of_manifests_is_named() {
+        let line = Line::try_parse_from(["lb-agent", "--manifests", "/nonexistent/m"]).unwrap();
+        assert!(line.run.validate().unwrap_err().to_string().contains("/nonexistent/m"));
+    }
+
+    #[test]
+    fn globs_match_whole_names() {
+        let globs = Globs::new("x", &["eth*".into(), "v?-*-x".into(), "lo".into()]).unwrap();
+        for name in ["eth0", "eth", "v1-a-b-x", "lo"] {
+            assert!(globs.matches(name), "{name}");
+        }
+        for name in ["xeth0", "v1-x", "lo0", "", "v12-a-x"] {
+            assert!(!globs.matches(name), "{name}");
+        }
+        assert!(!Globs::default().matches("eth0"));
+    }
+}

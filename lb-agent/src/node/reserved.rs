@@ -1,0 +1,40 @@
+//! The ports for source translation are kept out of the host's ephemeral ports
+//! (`net.ipv4.ip_local_reserved_ports`), beside what is reserved already.
+
+use std::{fs, io};
+
+const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// Reserves a range; `false`: it was reserved already.
+pub fn reserve(range: (u16, u16)) -> io::Result<bool> {
+    match with_range(&fs::read_to_string(PATH)?, range) {
+        Some(list) => fs::write(PATH, list).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// The list with the range added; `None`: it is in there.
+fn with_range(list: &str, range: (u16, u16)) -> Option<String> {
+    let list = list.trim();
+    let covers = list.split(',').filter_map(|item| {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+    });
+    if covers.into_iter().any(|(first, last)| first <= range.0 && range.1 <= last) {
+        return None;
+    }
+    let added = format!("{}-{}", range.0, range.1);
+    Some(if list.is_empty() { added } else { format!("{list},{added}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_range;
+
+    #[test]
+    fn what_is_reserved_stays_reserved() {
+        assert_eq!(with_range("\n", (20_000, 29_999)).as_deref(), Some("20000-29999"));
+        assert_eq!(with_range("80,8000-8100\n", (20_000, 29_999)).as_deref(), Some("80,8000-8100,20000-29999"));
+        assert_eq!(with_range("80,20000-30000\n", (20_000, 29_999)), None);
+    }
+}
