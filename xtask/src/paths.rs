@@ -33,12 +33,15 @@ pub(crate) fn bpf_object(bin: &str) -> PathBuf {
 
 /// The folder of tools that [`crate::setup`] builds: `$XDG_CACHE_HOME/lb-ebpf` or `~/.cache/lb-ebpf`.
 pub(crate) fn cache() -> Result<PathBuf> {
-    let base = env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+    let folder = |name: &str| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let base = folder("XDG_CACHE_HOME")
+        .or_else(|| folder("HOME").map(|home| home.join(".cache")))
         .context(
-            "neither XDG_CACHE_HOME nor HOME is set; set one to say where tools may be kept",
+            "neither XDG_CACHE_HOME nor HOME names a folder; set one to say where tools may be kept",
         )?;
     Ok(base.join("lb-ebpf"))
 }

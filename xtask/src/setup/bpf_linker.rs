@@ -28,6 +28,8 @@ pub(super) fn install(steps: &Steps, rustc: &Rustc) -> Result<PathBuf> {
     let mut cargo = command::cargo();
     cargo
         .env("LLVM_PREFIX", &folder)
+        // Its build script's backtrace would hide what it says.
+        .env("RUST_BACKTRACE", "0")
         .args([
             "install",
             "bpf-linker",
