@@ -1,6 +1,7 @@
 //! What differs between IPv4 and IPv6 in reading and writing headers.
 
 use super::packet::{Offset, PacketBuf};
+use super::parse::Parsed;
 use crate::abi::{Addr4, Addr6, Config, Interface, proto};
 use crate::family::{Family, V4, V6};
 use crate::wire::checksum::Diff;
@@ -39,6 +40,24 @@ pub enum FragmentPart {
     Later,
 }
 
+/// TTL and hop limit of packets that we make.
+const TTL: u8 = 64;
+
+/// Bytes of options or extension headers of a packet whose header without them has `plain` bytes.
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "an offset is less than 1024"
+)]
+fn extra<F: Ip>(packet: &Parsed<F>, plain: u32) -> u16 {
+    packet
+        .ip
+        .l4
+        .get()
+        .wrapping_sub(packet.l3.get())
+        .wrapping_sub(plain) as u16
+}
+
 /// A family that packets are made of.
 pub trait Ip: Family {
     /// ICMP or ICMPv6.
@@ -53,6 +72,14 @@ pub trait Ip: Family {
     fn write_daddr<P: PacketBuf>(packet: &mut P, l3: Offset, new: Self::Addr) -> Option<()>;
     /// One hop less.
     fn decrement_ttl<P: PacketBuf>(packet: &mut P, l3: Offset) -> Option<()>;
+    /// Makes the header an answer to this packet: addresses exchanged, nothing but `len` bytes of
+    /// `proto` behind it.
+    fn answer<P: PacketBuf>(packet: &mut P, to: &Parsed<Self>, proto: u8, len: u16) -> Option<()>;
+    /// Copies the header of this packet to `at`, without options and extension headers.
+    fn quote<P: PacketBuf>(packet: &mut P, of: &Parsed<Self>, at: Offset) -> Option<()>;
+    /// Whether an address can be that of one sender. Multicast, broadcast, loopback and unspecified
+    /// ones cannot.
+    fn is_unicast(addr: &Self::Addr) -> bool;
     /// This node's primary address.
     fn node_addr(config: &Config) -> Self::Addr;
     /// Preferred source address of an interface.
@@ -129,6 +156,43 @@ impl Ip for V4 {
     fn decrement_ttl<P: PacketBuf>(packet: &mut P, l3: Offset) -> Option<()> {
         packet.header_mut::<Ipv4>(l3)?.decrement_ttl();
         Some(())
+    }
+
+    #[inline(always)]
+    fn answer<P: PacketBuf>(packet: &mut P, to: &Parsed<V4>, proto: u8, len: u16) -> Option<()> {
+        let ip = packet.header_mut::<Ipv4>(to.l3)?;
+        ip.version_ihl = 0x45;
+        ip.tos = 0;
+        ip.set_total_len(len + 20);
+        ip.set_unfragmented();
+        ip.ttl = TTL;
+        ip.proto = proto;
+        ip.set_saddr(to.ip.daddr);
+        ip.set_daddr(to.ip.saddr);
+        ip.finish_check();
+        Some(())
+    }
+
+    #[inline(always)]
+    fn quote<P: PacketBuf>(packet: &mut P, of: &Parsed<V4>, at: Offset) -> Option<()> {
+        let from = *packet.header::<Ipv4>(of.l3)?;
+        let ip = packet.header_mut::<Ipv4>(at)?;
+        *ip = from;
+        let extra = extra(of, 20);
+        if extra != 0 {
+            #[allow(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
+            let len = from.total_len() as u16;
+            ip.version_ihl = 0x45;
+            ip.set_total_len(len.wrapping_sub(extra));
+            ip.finish_check();
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn is_unicast(addr: &Addr4) -> bool {
+        let first = u32::from_be(addr.be) >> 24;
+        first != 0 && first != 127 && first < 224
     }
 
     #[inline(always)]
@@ -215,6 +279,34 @@ impl Ip for V6 {
         let ip = packet.header_mut::<Ipv6>(l3)?;
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         Some(())
+    }
+
+    #[inline(always)]
+    fn answer<P: PacketBuf>(packet: &mut P, to: &Parsed<V6>, proto: u8, len: u16) -> Option<()> {
+        let ip = packet.header_mut::<Ipv6>(to.l3)?;
+        ip.set_payload_len(len);
+        ip.next_header = proto;
+        ip.hop_limit = TTL;
+        ip.set_saddr(to.ip.daddr);
+        ip.set_daddr(to.ip.saddr);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn quote<P: PacketBuf>(packet: &mut P, of: &Parsed<V6>, at: Offset) -> Option<()> {
+        let from = *packet.header::<Ipv6>(of.l3)?;
+        let ip = packet.header_mut::<Ipv6>(at)?;
+        *ip = from;
+        #[allow(clippy::cast_possible_truncation, reason = "the field has 16 bits")]
+        let len = from.payload_len() as u16;
+        ip.set_payload_len(len.wrapping_sub(extra(of, 40)));
+        ip.next_header = of.ip.proto;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn is_unicast(addr: &Addr6) -> bool {
+        u32::from_be(addr.be[0]) >> 24 != 0xff && (addr.be[0] | addr.be[1] | addr.be[2]) != 0
     }
 
     #[inline(always)]

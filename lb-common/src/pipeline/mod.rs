@@ -7,9 +7,11 @@
 
 pub mod flow;
 pub mod hash;
+pub mod icmp;
 pub mod ip;
 pub mod packet;
 pub mod parse;
+pub mod refuse;
 pub mod rewrite;
 pub mod select;
 pub mod tables;
@@ -276,6 +278,46 @@ pub fn open_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         flow::ensure_egress(tables, scratch, false)?;
     }
     carry(packet, tables, &parsed, scratch, hook)
+}
+
+/// One packet arrives: every stage that it needs, one after the other. In the kernel each is a program
+/// of its own.
+#[cfg(not(target_arch = "bpf"))]
+pub fn run_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    l3: Offset,
+    hook: Hook,
+) -> Outcome {
+    let mut outcome = ingress::<F, P, T>(packet, tables, l3, hook);
+    if outcome == Ok(Step::Slow) {
+        outcome = slow_ingress::<F, P, T>(packet, tables, l3, hook);
+    }
+    if outcome == Ok(Step::Open) {
+        outcome = open_ingress::<F, P, T>(packet, tables, l3, hook);
+    }
+    match outcome {
+        Ok(Step::Refuse) => refuse::refuse::<F, P, T>(packet, tables, l3),
+        Ok(Step::Icmp) => icmp::translate::<F, P, T>(packet, tables, l3, hook.side()),
+        _ => outcome,
+    }
+}
+
+/// One packet leaves: every stage that it needs.
+#[cfg(not(target_arch = "bpf"))]
+pub fn run_egress<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    l3: Offset,
+) -> Outcome {
+    let mut outcome = egress::<F, P, T>(packet, tables, l3);
+    if outcome == Ok(Step::Slow) {
+        outcome = slow_egress::<F, P, T>(packet, tables, l3);
+    }
+    if outcome == Ok(Step::Icmp) {
+        return icmp::translate::<F, P, T>(packet, tables, l3, Side::Out);
+    }
+    outcome
 }
 
 /// A packet of the slow stages.

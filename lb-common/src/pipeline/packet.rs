@@ -55,6 +55,13 @@ pub trait PacketBuf {
     fn linear(&mut self, len: u32);
     /// Length in bytes, link-layer header included.
     fn len(&self) -> u32;
+    /// Cuts the packet off, or lengthens it by zeros, to `len` bytes; false where it cannot be done.
+    /// On an skb this ends segmentation offload. XDP answers nothing and cannot.
+    fn set_len(&mut self, len: u32) -> bool;
+    /// Whether the transport checksum at `check_at` is still to be finished by the kernel or a device
+    /// (CHECKSUM_PARTIAL): the sum from the transport header to the packet's end is then written there,
+    /// whatever stands in the packet by that time.
+    fn is_partial(&mut self, check_at: Offset) -> bool;
     /// Interface of the hook.
     fn ifindex(&self) -> u32;
     /// Repairs the transport checksum at `at`: `addresses` changes the pseudo-header, `data` what the

@@ -31,6 +31,32 @@ impl Icmp {
     pub const CHECK_AT: u32 = 2;
 }
 
+/// Start of an option of neighbour discovery (RFC 4861, section 4.6).
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(target_arch = "bpf"),
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::KnownLayout,
+        zerocopy::Immutable,
+        zerocopy::Unaligned
+    )
+)]
+pub struct NdOption {
+    /// Type.
+    pub kind: u8,
+    /// Length in units of 8 bytes, these first ones included.
+    pub len: u8,
+    rest: [u8; 6],
+}
+
+impl NdOption {
+    /// Type of the option that holds, behind its first 8 bytes, the packet that a redirect is about.
+    pub const REDIRECTED: u8 = 4;
+}
+
 /// Types and codes of ICMP.
 pub mod icmp4 {
     /// Destination unreachable.

@@ -1,5 +1,6 @@
 //! IPv4 (RFC 791).
 
+use super::checksum::fold;
 use super::{W16, W32};
 use crate::abi::{Addr4, Be16, Be32};
 
@@ -85,6 +86,19 @@ impl Ipv4 {
     #[inline(always)]
     pub fn set_check(&mut self, check: Be16) {
         self.check.set(check);
+    }
+    /// Computes and writes the checksum of a header without options.
+    #[inline(always)]
+    pub fn finish_check(&mut self) {
+        let half = |high: u8, low: u8| u16::from_ne_bytes([high, low]) as u64;
+        let sum = half(self.version_ihl, self.tos)
+            + self.total_len.get().be as u64
+            + self.id.get().be as u64
+            + self.fragment.get().be as u64
+            + half(self.ttl, self.proto)
+            + self.saddr.get().be as u64
+            + self.daddr.get().be as u64;
+        self.check.set(Be16 { be: !fold(sum) });
     }
     /// Source address.
     #[inline(always)]

@@ -13,7 +13,7 @@ mod ipv6;
 mod transport;
 
 pub use eth::{Eth, ethertype};
-pub use icmp::{Icmp, icmp4, icmp6};
+pub use icmp::{Icmp, NdOption, icmp4, icmp6};
 pub use ipv4::Ipv4;
 pub use ipv6::{Ipv6, Ipv6Ext, Ipv6Fragment, next_header};
 pub use transport::{Ports, Tcp, Udp, tcp_flags};
@@ -151,6 +151,7 @@ header!(
     Tcp = 20,
     Udp = 8,
     Icmp = 8,
+    NdOption = 8,
     W16 = 2,
     W32 = 4
 );

@@ -1,11 +1,13 @@
 //! An skb at tc as a packet.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data};
+use aya_ebpf::helpers::generated::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data,
+};
 use lb_common::Family;
 use lb_common::abi::ModeFlags;
 use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
-use lb_common::wire::Header;
+use lb_common::wire::{Header, W16};
 use lb_common::wire::checksum::Diff;
 
 use super::packet_pointer;
@@ -97,6 +99,27 @@ impl PacketBuf for TcPacket {
     fn len(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).len }
+    }
+    #[inline(always)]
+    fn set_len(&mut self, len: u32) -> bool {
+        // SAFETY: the context is this program's; no window is open, `self` is borrowed exclusively.
+        unsafe { bpf_skb_change_tail(self.skb, len, 0) == 0 }
+    }
+    /// No context field tells; but `bpf_l4_csum_replace` leaves an unfinished checksum alone when the
+    /// change is not one of the pseudo-header, and alters every other one.
+    #[inline(always)]
+    fn is_partial(&mut self, check_at: Offset) -> bool {
+        let Some(before) = self.header::<W16>(check_at).map(|field| field.get()) else {
+            return false;
+        };
+        // SAFETY: the context is this program's; no window is open.
+        let code = unsafe { bpf_l4_csum_replace(self.skb, check_at.get(), 0, 1, 0) };
+        let Some(field) = self.header_mut::<W16>(check_at) else {
+            return false;
+        };
+        let partial = code == 0 && field.get() == before;
+        field.set(before);
+        partial
     }
     #[inline(always)]
     fn ifindex(&self) -> u32 {

@@ -56,6 +56,14 @@ impl PacketBuf for XdpPacket {
         (self.data_end() - self.data()) as u32
     }
     #[inline(always)]
+    fn set_len(&mut self, _len: u32) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn is_partial(&mut self, _check_at: Offset) -> bool {
+        false
+    }
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.ctx).ingress_ifindex }

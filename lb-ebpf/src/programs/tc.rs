@@ -6,8 +6,10 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{DropReason, Side};
 use lb_common::family::Family;
+use lb_common::pipeline::icmp::translate;
 use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::{Offset, PacketBuf};
+use lb_common::pipeline::refuse::refuse;
 use lb_common::pipeline::verdict::{Hook, Outcome, Step};
 use lb_common::pipeline::{egress, ingress, open_ingress, slow_egress, slow_ingress};
 use lb_common::wire::{W32, ethertype};
@@ -149,6 +151,30 @@ pub fn tc_pod_open_v6(ctx: TcContext) -> i32 {
     open::<V6>(&ctx, Hook::Pod)
 }
 
+/// A packet that nobody serves, IPv4.
+#[classifier]
+pub fn tc_refuse_v4(ctx: TcContext) -> i32 {
+    answer::<V4>(&ctx)
+}
+
+/// A packet that nobody serves, IPv6.
+#[classifier]
+pub fn tc_refuse_v6(ctx: TcContext) -> i32 {
+    answer::<V6>(&ctx)
+}
+
+/// An ICMP message at any side.
+#[classifier]
+pub fn tc_icmp_v4(ctx: TcContext) -> i32 {
+    icmp::<V4>(&ctx)
+}
+
+/// An ICMPv6 message at any side.
+#[classifier]
+pub fn tc_icmp_v6(ctx: TcContext) -> i32 {
+    icmp::<V6>(&ctx)
+}
+
 /// Reads the kernel's clocks into the first 16 bytes of the packet; run by the agent, never attached.
 #[classifier]
 pub fn clock(ctx: TcContext) -> i32 {
@@ -228,6 +254,26 @@ fn open<F: Ip + FamilyMaps>(ctx: &TcContext, hook: Hook) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let (l3, _) = packet.note();
     let outcome = open_ingress::<F, _, _>(&mut packet, &Kernel, l3, hook);
+    finish::<F>(ctx, &packet, outcome)
+}
+
+#[inline(always)]
+fn answer<F: Ip + FamilyMaps>(ctx: &TcContext) -> i32 {
+    let mut packet = TcPacket::new(ctx.skb.skb);
+    let (l3, _) = packet.note();
+    let outcome = refuse::<F, _, _>(&mut packet, &Kernel, l3);
+    finish::<F>(ctx, &packet, outcome)
+}
+
+#[inline(always)]
+fn icmp<F: Ip + FamilyMaps>(ctx: &TcContext) -> i32 {
+    let mut packet = TcPacket::new(ctx.skb.skb);
+    let (l3, side) = packet.note();
+    #[allow(clippy::cast_possible_truncation, reason = "written from a `Side`")]
+    let Some(side) = Side::from_u8(side as u8) else {
+        return TC_ACT_UNSPEC;
+    };
+    let outcome = translate::<F, _, _>(&mut packet, &Kernel, l3, side);
     finish::<F>(ctx, &packet, outcome)
 }
 

@@ -1,0 +1,243 @@
+//! ICMP and ICMPv6 errors that quote a packet of a flow (semantics 8.14): their addresses and what they
+//! quote become what the receiver knows, so that path MTU discovery and unreachable ports work.
+//!
+//! An error travels against the packet that it quotes. So the quoted tuple, reversed, is the key of the
+//! flow entry for the error's own direction, and the half of that entry which the hook applies to a
+//! packet is applied to the outer header, and mirrored to the quote. Errors about flows with source
+//! translation thus pass two hooks, as the packets do.
+
+use super::flow;
+use super::ip::{FragmentPart, Ip, IpHead};
+use super::packet::{Offset, PacketBuf};
+use super::rewrite::{self, Addresses};
+use super::tables::Tables;
+use super::verdict::{Outcome, Step};
+use crate::abi::{
+    Be16, Counter, DropReason, FlowFlags, FlowKey, Scratch, Side, Translation, proto,
+};
+use crate::wire::checksum::Diff;
+use crate::wire::{Icmp, NdOption, Ports, Tcp, Udp, W16, icmp4, icmp6};
+
+/// What an error quotes.
+struct Quote<F: Ip> {
+    ip: IpHead<F>,
+    l3: Offset,
+    sport: Be16,
+    dport: Be16,
+}
+
+/// Translates an ICMP error about a flow, at a tc hook of this side. Every other message passes.
+#[inline(always)]
+pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &mut P,
+    tables: &T,
+    l3: Offset,
+    side: Side,
+) -> Outcome {
+    packet.linear(super::SLOW_BYTES);
+    let Some(ip) = F::any(packet, l3) else {
+        return Ok(Step::Pass);
+    };
+    if ip.proto != F::ICMP || ip.fragment != FragmentPart::Whole {
+        return Ok(Step::Pass);
+    }
+    let Some(kind) = packet.header::<Icmp>(ip.l4).map(|icmp| icmp.kind) else {
+        return Ok(Step::Pass);
+    };
+    let redirect = kind
+        == if F::IS_V6 {
+            icmp6::REDIRECT
+        } else {
+            icmp4::REDIRECT
+        };
+    let at = if redirect && F::IS_V6 {
+        redirected(packet, ip.l4)
+    } else if if F::IS_V6 {
+        icmp6::is_error(kind)
+    } else {
+        icmp4::is_error(kind)
+    } {
+        Some(ip.l4.plus(8))
+    } else {
+        None
+    };
+    let Some(quote) = at.and_then(|at| quoted::<F, P>(packet, at)) else {
+        return Ok(Step::Pass);
+    };
+    let mut guard = tables.scratch().ok_or(DropReason::FlowInsert)?;
+    let scratch = &mut *guard;
+    let Some(confirmed) = find(tables, &quote, side, scratch) else {
+        return Ok(Step::Pass);
+    };
+    if redirect {
+        // What this node's stack tells a client about its next hop names a tuple that the client does
+        // not know. What a router tells this node is the stack's business.
+        return if side == Side::Out {
+            Err(DropReason::IcmpRedirect)
+        } else {
+            Ok(Step::Pass)
+        };
+    }
+    let hairpin = scratch.flow.has(FlowFlags::HAIRPIN);
+    let mut ports = (scratch.flow.to.sport, scratch.flow.to.dport);
+    let which = match side {
+        Side::Out => Addresses::Source,
+        _ if hairpin => Addresses::Both,
+        _ => {
+            ports = scratch.flow.ingress_ports(&scratch.key);
+            if scratch.flow.has(FlowFlags::SNAT) {
+                flow::ensure_egress(tables, scratch, confirmed)?;
+            }
+            Addresses::Destination
+        }
+    };
+    rewrite(packet, &ip, l3, &quote, &scratch.flow.to, ports, which).ok_or(DropReason::Rewrite)?;
+    tables.count(Counter::IcmpError);
+    if hairpin {
+        rewrite::turn_round(packet, l3)?;
+        return Ok(Step::Reflect);
+    }
+    Ok(Step::Translated)
+}
+
+/// Where the packet lies that an ICMPv6 redirect quotes (RFC 4861, section 4.5): in an option behind
+/// two addresses, first or second after the target's link-layer address.
+#[inline(always)]
+fn redirected<P: PacketBuf>(packet: &P, icmp: Offset) -> Option<Offset> {
+    let first = icmp.plus(40);
+    let option = packet.header::<NdOption>(first)?;
+    if option.kind == NdOption::REDIRECTED {
+        return Some(first.plus(8));
+    }
+    let second = first.plus(option.len as u32 * 8);
+    let option = packet.header::<NdOption>(second)?;
+    if option.kind == NdOption::REDIRECTED {
+        return Some(second.plus(8));
+    }
+    None
+}
+
+/// Reads a quoted TCP or UDP packet that has its ports.
+#[inline(always)]
+fn quoted<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Option<Quote<F>> {
+    let ip = F::any(packet, l3)?;
+    if (ip.proto != proto::TCP && ip.proto != proto::UDP) || ip.fragment == FragmentPart::Later {
+        return None;
+    }
+    let ports = packet.header::<Ports>(ip.l4)?;
+    Some(Quote {
+        ip,
+        l3,
+        sport: ports.sport(),
+        dport: ports.dport(),
+    })
+}
+
+/// Reads the flow entry for the direction that the error takes, and its key, into the scratch. Tells
+/// whether it is confirmed.
+#[inline(always)]
+fn find<F: Ip, T: Tables<F>>(
+    tables: &T,
+    quote: &Quote<F>,
+    side: Side,
+    scratch: &mut Scratch<F>,
+) -> Option<bool> {
+    let ip = &quote.ip;
+    scratch.key = FlowKey::new(ip.daddr, ip.saddr, quote.dport, quote.sport, ip.proto, side);
+    if let Some(place) = flow::fetch(tables, scratch) {
+        return Some(place.confirmed);
+    }
+    match side {
+        Side::ExternalIn => return None,
+        Side::PodIn => {
+            // See `slow_ingress`: a backend behind a pod interface that no slice says is local.
+            if !super::in_snat_range(&tables.config(), quote.sport) {
+                return None;
+            }
+            scratch.key.side = Side::ExternalIn as u8;
+        }
+        Side::Out => {
+            // The stack itself reports a packet that it could not forward, between the two hooks of a
+            // flow with source translation and maybe before any reply: then the entry for the error's
+            // direction at this side is not there yet, but that of the packet leads to it.
+            scratch.key =
+                FlowKey::new(ip.saddr, ip.daddr, quote.sport, quote.dport, ip.proto, side);
+            flow::fetch(tables, scratch)?;
+            if scratch.flow.flags & (FlowFlags::EGRESS | FlowFlags::REPLY) != FlowFlags::EGRESS {
+                return None;
+            }
+            scratch.key = scratch.flow.partner_key(&scratch.key);
+        }
+    }
+    flow::fetch(tables, scratch).map(|place| place.confirmed)
+}
+
+/// Writes the translation into the outer header, the quoted headers and every checksum.
+#[inline(always)]
+fn rewrite<F: Ip, P: PacketBuf>(
+    packet: &mut P,
+    outer: &IpHead<F>,
+    l3: Offset,
+    quote: &Quote<F>,
+    to: &Translation<F>,
+    (sport, dport): (Be16, Be16),
+    which: Addresses,
+) -> Option<()> {
+    // Outer: only what belongs to an end of the flow; a router keeps its own address.
+    let mut pseudo = Diff::NONE;
+    if which != Addresses::Destination && outer.saddr == quote.ip.daddr {
+        pseudo = pseudo.addr(&outer.saddr, &to.saddr);
+        F::write_saddr(packet, l3, to.saddr)?;
+    }
+    if which != Addresses::Source && outer.daddr == quote.ip.saddr {
+        pseudo = pseudo.addr(&outer.daddr, &to.daddr);
+        F::write_daddr(packet, l3, to.daddr)?;
+    }
+    // Quote: mirrored, its source is where the error goes.
+    let mut inner = Diff::NONE;
+    if which != Addresses::Destination {
+        inner = inner.addr(&quote.ip.daddr, &to.saddr);
+        F::write_daddr(packet, quote.l3, to.saddr)?;
+    }
+    if which != Addresses::Source {
+        inner = inner.addr(&quote.ip.saddr, &to.daddr);
+        F::write_saddr(packet, quote.l3, to.daddr)?;
+    }
+    // The ICMP checksum covers the quote. In a quoted IPv4 header addresses and header checksum cancel
+    // each other; in IPv6 nothing does.
+    let mut data = if F::IS_V6 { inner } else { Diff::NONE };
+    let (old, new) = (
+        Ports::join(quote.sport, quote.dport),
+        Ports::join(dport, sport),
+    );
+    inner = inner.word(old, new);
+    data = data.word(old, new);
+    packet.header_mut::<Ports>(quote.ip.l4)?.set_word(new);
+
+    let udp = quote.ip.proto == proto::UDP;
+    let at = quote
+        .ip
+        .l4
+        .plus(if udp { Udp::CHECK_AT } else { Tcp::CHECK_AT });
+    // A quote may end behind the first eight bytes of TCP, and what follows be padding of the frame.
+    if at.get() + 2 <= l3.get() + outer.ip_len
+        && let Some(field) = packet.header_mut::<W16>(at)
+    {
+        let old = field.get();
+        if !(udp && old.be == 0) {
+            let mut new = inner.apply(old);
+            if udp && new.be == 0 {
+                new = Be16 { be: 0xffff };
+            }
+            field.set(new);
+            data = data.half(old, new);
+        }
+    }
+    let pseudo = if F::IS_V6 { pseudo } else { Diff::NONE };
+    let check = outer.l4.plus(Icmp::CHECK_AT);
+    if packet.repair_checksum::<F>(check, pseudo, data, false) {
+        Some(())
+    } else {
+        None
+    }
+}
