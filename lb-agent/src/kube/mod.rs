@@ -1,0 +1,17 @@
+//! Where Services, EndpointSlices and the Node come from: sources emit [`ObjectEvent`]s, the store
+//! holds what they add up to and names the Services that an event concerns.
+
+pub mod decode;
+mod files;
+pub mod intern;
+pub mod manifests;
+pub mod objects;
+pub mod parse;
+pub mod reduce;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod temp_dir;
+
+pub use manifests::{FileProblem, Follower, ManifestError, ManifestProblems, ManifestSource};
+pub use objects::{EndpointSlice, Key, Node, ObjectEvent, Service};
+pub use store::{Dirty, Store};
