@@ -418,6 +418,15 @@ impl<'a> Dial<'a> {
         self
     }
 
+    /// Where it goes.
+    pub fn destination(&self) -> SocketAddr {
+        self.to
+    }
+    /// Where it comes from.
+    pub fn origin(&self) -> &'a Place {
+        self.from
+    }
+
     /// Makes the request.
     pub fn ask(self) -> Outcome {
         match self.proto {
@@ -440,6 +449,18 @@ impl<'a> Dial<'a> {
         };
         ready().map_err(|error| Failure::Other(format!("bind to {:?}: {error}", self.source)))?;
         Ok(socket)
+    }
+}
+
+impl fmt::Display for Dial<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} → {} by {}",
+            self.from.name,
+            self.to,
+            self.proto.name()
+        )
     }
 }
 

@@ -5,11 +5,13 @@
 //! name, and goes away when its value is dropped, after a panic, too.
 
 pub mod agent;
+pub mod bench;
 pub mod echo;
 pub mod manifest;
 pub mod netns;
 pub mod packet;
 pub mod prog_run;
 pub mod requires;
+pub mod scene;
 pub mod topology;
 pub mod wait;

@@ -146,6 +146,42 @@ fn a_chosen_source_port_is_seen_and_large_streams_are_whole() -> Result<()> {
     Ok(())
 }
 
+/// A route's MTU on the last hop makes senders shrink their segments: cases about path-MTU discovery
+/// rest on it.
+#[test]
+fn path_mtu_discovery_works_without_an_agent() -> Result<()> {
+    require!(Root);
+    for options in [
+        WorldOptions::default(),
+        WorldOptions::default().bridge().without_offloads(),
+    ] {
+        let world = World::new(options)?;
+        let (from, to) = (world.a().pod(0), world.b().pod(0));
+        let device = match options.pods {
+            PodLink::Routed => world.b().pod_interface(0),
+            PodLink::Bridge => lb_tests::topology::POD_BRIDGE.to_owned(),
+        };
+        for ip in Ip::BOTH {
+            world.b().host.ns.ip(&format!(
+                "route replace {} dev {device} mtu 1400\n",
+                to.addr(ip)
+            ))?;
+            let _server = Server::start(to, ip, Proto::Tcp, 8080)?;
+            let mut stream = Stream::open(Dial::tcp(from, to.at(ip, 8080)))?;
+            assert_eq!(
+                stream.ask_with(500_000, Duration::from_secs(10))?.length,
+                500_000
+            );
+            let mss = stream.mss()?;
+            ensure!(
+                mss <= 1360,
+                "segments of {mss} bytes by {ip:?} in {options:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_socket_of_a_cgroup_is_in_the_namespace_asked_for() -> Result<()> {
     require!(Root, Cgroup2);
