@@ -1,0 +1,106 @@
+//! Wanted against present: which endpoints stay, which are new, which are gone; which lists still
+//! have the table they had.
+
+use std::{cmp::Ordering, net::IpAddr};
+
+use lb_common::abi::SelectionList;
+
+use super::{
+    maglev::{Member, rows_for},
+    model::Tables,
+};
+use crate::desired::state::{Endpoint, ServicePort};
+
+/// What becomes of a service port's endpoints. All by index into the old or new list.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct EndpointDiff {
+    /// Ids parallel to the new endpoints; 0 where one must be taken.
+    pub ids: Vec<u32>,
+    /// Ids that the port has no use for any more.
+    pub gone: Vec<u32>,
+}
+
+/// Matches two lists sorted by address and port.
+pub fn endpoints(old: &[Endpoint], old_ids: &[u32], new: &[Endpoint]) -> EndpointDiff {
+    let mut diff = EndpointDiff {
+        ids: Vec::with_capacity(new.len()),
+        gone: Vec::new(),
+    };
+    let mut old = old.iter().zip(old_ids.iter().copied()).peekable();
+    let place = |e: &Endpoint| -> (IpAddr, u16) { (e.addr, e.port) };
+    for endpoint in new {
+        let mut id = 0;
+        while let Some((present, present_id)) = old.peek() {
+            match place(present).cmp(&place(endpoint)) {
+                Ordering::Less => diff.gone.push(*present_id),
+                Ordering::Equal => id = *present_id,
+                Ordering::Greater => break,
+            }
+            old.next();
+            if id != 0 {
+                break;
+            }
+        }
+        diff.ids.push(id);
+    }
+    diff.gone.extend(old.map(|(_, id)| id));
+    diff
+}
+
+/// Whether both lists select the same ids.
+pub fn same_members(one: &[Member], other: &[Member]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.id == b.id)
+}
+
+/// The table that a list can keep: that of an old list with the same members and the right size.
+pub fn kept_table(
+    want: &ServicePort,
+    list: &[Member],
+    old_lists: [&[Member]; 2],
+    old_tables: &Tables,
+) -> Option<SelectionList> {
+    let rows = rows_for(list.len(), want.external);
+    if rows == 0 {
+        return Some(SelectionList::default());
+    }
+    [old_tables.cluster, old_tables.local]
+        .into_iter()
+        .zip(old_lists)
+        .find_map(|(table, old)| table.filter(|t| t.len == rows && same_members(list, old)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(last: u8) -> Endpoint {
+        Endpoint {
+            addr: IpAddr::from([10, 0, 0, last]),
+            port: 80,
+            local: false,
+            in_cluster: true,
+            in_local: false,
+            usable: true,
+            zone: None,
+        }
+    }
+
+    #[test]
+    fn endpoints_that_stay_keep_their_ids() {
+        let list = |l: &[u8]| l.iter().map(|i| endpoint(*i)).collect::<Vec<_>>();
+        let diff = endpoints(
+            &list(&[1, 3, 5, 9]),
+            &[11, 13, 15, 19],
+            &list(&[2, 3, 5, 7]),
+        );
+        assert_eq!(
+            diff,
+            EndpointDiff {
+                ids: vec![0, 13, 15, 0],
+                gone: vec![11, 19]
+            }
+        );
+        assert_eq!(endpoints(&[], &[], &list(&[1])).ids, [0]);
+        assert_eq!(endpoints(&list(&[1]), &[7], &[]).gone, [7]);
+    }
+}

@@ -1,0 +1,73 @@
+//! Maps and sets by [`ServiceKey`]: the key of a map hashed by its fields.
+
+use std::collections::HashMap;
+
+use lb_common::{
+    abi::{Be16, ServiceKey},
+    family::Family,
+};
+
+/// A hash map by frontend.
+#[derive(Clone, Debug)]
+pub struct FrontendMap<F: Family, V>(HashMap<(F::Addr, Be16, u8), V>);
+
+impl<F: Family, V> Default for FrontendMap<F, V> {
+    fn default() -> Self {
+        FrontendMap(HashMap::new())
+    }
+}
+
+impl<F: Family, V> FrontendMap<F, V> {
+    /// The value of a key.
+    pub fn get(&self, key: &ServiceKey<F>) -> Option<&V> {
+        self.0.get(&(key.addr, key.port, key.proto))
+    }
+    /// The value of a key, to change.
+    pub fn get_mut(&mut self, key: &ServiceKey<F>) -> Option<&mut V> {
+        self.0.get_mut(&(key.addr, key.port, key.proto))
+    }
+    /// Whether the key is there.
+    pub fn contains_key(&self, key: &ServiceKey<F>) -> bool {
+        self.get(key).is_some()
+    }
+    /// Adds or replaces; returns what was there.
+    pub fn insert(&mut self, key: &ServiceKey<F>, value: V) -> Option<V> {
+        self.0.insert((key.addr, key.port, key.proto), value)
+    }
+    /// Removes.
+    pub fn remove(&mut self, key: &ServiceKey<F>) -> Option<V> {
+        self.0.remove(&(key.addr, key.port, key.proto))
+    }
+    /// Entries.
+    pub fn iter(&self) -> impl Iterator<Item = (ServiceKey<F>, &V)> {
+        self.0
+            .iter()
+            .map(|((addr, port, proto), v)| (ServiceKey::new(*addr, *port, *proto), v))
+    }
+    /// Keys.
+    pub fn keys(&self) -> impl Iterator<Item = ServiceKey<F>> {
+        self.iter().map(|(key, _)| key)
+    }
+    /// Values.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.values()
+    }
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<F: Family> FromIterator<ServiceKey<F>> for FrontendMap<F, ()> {
+    fn from_iter<I: IntoIterator<Item = ServiceKey<F>>>(keys: I) -> Self {
+        FrontendMap(
+            keys.into_iter()
+                .map(|k| ((k.addr, k.port, k.proto), ()))
+                .collect(),
+        )
+    }
+}

@@ -1,0 +1,430 @@
+//! One service port → the entries that its maps should hold. Pure: what is wanted, not what is there.
+
+use std::{net::IpAddr, sync::Arc};
+
+use lb_common::{
+    abi::{
+        BackendState, Be16, Be32, SelectionList, Service, ServiceFlags, ServiceKey, SrcRangeKey,
+    },
+    family::{Address, Family},
+};
+
+use super::{maglev::Member, store::StoreError};
+use crate::desired::state::{Endpoint, Frontend, FrontendKindOrd, PortKey, Prefix, ServicePort};
+
+/// What the dataplane must know besides the desired state.
+#[derive(Clone, Debug)]
+pub struct DataplaneConfig {
+    /// Ports for source translation, first and last.
+    pub snat_ports: (u16, u16),
+}
+
+impl Default for DataplaneConfig {
+    fn default() -> Self {
+        DataplaneConfig {
+            snat_ports: (20_000, 29_999),
+        }
+    }
+}
+
+/// Why an object is not, or not fully, in the maps.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A service port has no room; what stood there before keeps serving.
+    #[error("no room for service port {port} ({}) in map {map}; raise its size by a flag", port.family.name())]
+    NoRoom {
+        /// The service port, named by key: namespace, Service, port.
+        port: NamedKey,
+        /// The full map.
+        map: &'static str,
+    },
+    /// A frontend could not be written or removed; its previous entry keeps serving.
+    #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
+    Frontend {
+        /// The service port.
+        port: NamedKey,
+        /// Its address.
+        addr: IpAddr,
+        /// Its port; 0 for the entry of a whole ClusterIP.
+        number: u16,
+        /// What failed.
+        #[source]
+        source: StoreError,
+    },
+    /// A service port could not be prepared; what stood there before keeps serving.
+    #[error("service port {port} is not up to date and will be tried again")]
+    Port {
+        /// The service port.
+        port: NamedKey,
+        /// What failed.
+        #[source]
+        source: StoreError,
+    },
+    /// Something shared failed.
+    #[error("maps are not up to date and will be tried again")]
+    Shared {
+        /// What failed.
+        #[from]
+        source: StoreError,
+    },
+}
+
+impl ApplyError {
+    /// The map that is full, where that is the reason.
+    pub fn full_map(&self) -> Option<&'static str> {
+        match self {
+            ApplyError::NoRoom { map, .. } => Some(map),
+            ApplyError::Frontend { source, .. }
+            | ApplyError::Port { source, .. }
+            | ApplyError::Shared { source } => source.is_full().then(|| source.map()),
+        }
+    }
+    /// The service port it is about.
+    pub fn port(&self) -> Option<&PortKey> {
+        match self {
+            ApplyError::NoRoom { port, .. }
+            | ApplyError::Frontend { port, .. }
+            | ApplyError::Port { port, .. } => Some(&port.0),
+            ApplyError::Shared { .. } => None,
+        }
+    }
+}
+
+/// A [`PortKey`] that prints its name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedKey(pub PortKey);
+
+impl std::ops::Deref for NamedKey {
+    type Target = PortKey;
+    fn deref(&self) -> &PortKey {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for NamedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.name.fmt(f)
+    }
+}
+
+/// The address as it lies in the packet; `None` for one of the other family.
+pub fn to_addr<F: Family>(addr: IpAddr) -> Option<F::Addr> {
+    let word = |octets: &[u8]| u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+    match addr {
+        IpAddr::V4(addr) if !F::IS_V6 => Some(F::Addr::from_words([word(&addr.octets()), 0, 0, 0])),
+        IpAddr::V6(addr) if F::IS_V6 => {
+            let o = addr.octets();
+            Some(F::Addr::from_words([
+                word(&o),
+                word(&o[4..]),
+                word(&o[8..]),
+                word(&o[12..]),
+            ]))
+        }
+        _ => None,
+    }
+}
+
+/// The address as the agent writes it.
+pub fn to_ip<F: Family>(addr: &F::Addr) -> IpAddr {
+    if F::IS_V6 {
+        let mut octets = [0; 16];
+        for i in 0..4 {
+            octets[4 * i..4 * i + 4].copy_from_slice(&addr.word(i).to_ne_bytes());
+        }
+        IpAddr::from(octets)
+    } else {
+        IpAddr::from(addr.word(0).to_ne_bytes())
+    }
+}
+
+/// Key of a frontend; `None` for one of the other family.
+pub fn service_key<F: Family>(frontend: &Frontend, proto: u8) -> Option<ServiceKey<F>> {
+    Some(ServiceKey::new(
+        to_addr::<F>(frontend.addr)?,
+        Be16::from_host(frontend.port),
+        proto,
+    ))
+}
+
+/// The tables of a service port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tables {
+    /// Of the Cluster list; `None`: unknown, must be built.
+    pub cluster: Option<SelectionList>,
+    /// Of the Local list.
+    pub local: Option<SelectionList>,
+}
+
+/// The entry of a frontend.
+pub fn service_value<F: Family>(
+    want: &ServicePort,
+    kind: FrontendKindOrd,
+    key: &ServiceKey<F>,
+    id: u32,
+    tables: &Tables,
+) -> Service {
+    let mut flags = 0;
+    let cluster_ip = kind == FrontendKindOrd::ClusterIp;
+    if want.internal_local && cluster_ip {
+        flags |= ServiceFlags::INTERNAL_LOCAL;
+    }
+    if want.external_local && !cluster_ip {
+        flags |= ServiceFlags::EXTERNAL_LOCAL;
+    }
+    if want.has_endpoints {
+        flags |= ServiceFlags::HAS_ENDPOINTS;
+    }
+    if kind == FrontendKindOrd::LoadBalancer && !want.source_ranges.is_empty() {
+        flags |= ServiceFlags::SOURCE_RANGES;
+    }
+    let mut value = Service::default();
+    value.id = id;
+    value.cluster = tables.cluster.unwrap_or_default();
+    value.local = tables.local.unwrap_or_default();
+    value.affinity_secs = want.affinity_secs;
+    value.kind = kind.abi() as u8;
+    value.flags = flags;
+    value.sealed(key)
+}
+
+/// The entry that stands for a whole ClusterIP: what no Service defines on it is refused (semantics 11.1).
+pub fn address_entry<F: Family>(addr: F::Addr) -> (ServiceKey<F>, Service) {
+    let key = ServiceKey::new(addr, Be16::default(), 0);
+    let mut value = Service::default();
+    value.kind = FrontendKindOrd::ClusterIp.abi() as u8;
+    value.flags = ServiceFlags::ADDRESS_ONLY;
+    (key, value.sealed(&key))
+}
+
+/// Flags of an endpoint's state word.
+pub fn state_flags(endpoint: &Endpoint, host: bool) -> u32 {
+    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+    bit(endpoint.local, BackendState::LOCAL)
+        | bit(host, BackendState::HOST)
+        | bit(endpoint.in_cluster, BackendState::IN_CLUSTER)
+        | bit(endpoint.in_local, BackendState::IN_LOCAL)
+        | bit(endpoint.usable, BackendState::USABLE)
+}
+
+/// Flags of which every endpoint in use has one; an id with none of them is dead.
+pub const ALIVE: u32 = BackendState::IN_CLUSTER | BackendState::IN_LOCAL | BackendState::USABLE;
+
+/// The state word of the next generation, without flags. Never generation 0.
+pub const fn next_generation(state: u32) -> u32 {
+    let next = (state & BackendState::GENERATION).wrapping_add(BackendState::GENERATION_STEP);
+    if next == 0 {
+        BackendState::GENERATION_STEP
+    } else {
+        next
+    }
+}
+
+/// A zone's number: a hash of its name, so that it is the same after a restart. 0 unknown.
+pub fn zone_number(zone: Option<&Arc<str>>) -> u16 {
+    let Some(zone) = zone.filter(|z| !z.is_empty()) else {
+        return 0;
+    };
+    let hash = zone.bytes().fold(0x811c_9dc5u32, |h, b| {
+        (h ^ u32::from(b)).wrapping_mul(0x0100_0193)
+    });
+    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+    let folded = (hash ^ (hash >> 16)) as u16;
+    folded.max(1)
+}
+
+/// Keys of the source ranges of a service port, host bits cleared, sorted. None unless a load-balancer
+/// frontend asks for them (semantics 12.1).
+pub fn source_range_keys<F: Family>(want: &ServicePort, id: u32) -> Vec<SrcRangeKey<F>> {
+    if !want
+        .frontends
+        .iter()
+        .any(|f| f.kind == FrontendKindOrd::LoadBalancer)
+    {
+        return Vec::new();
+    }
+    let mut prefixes: Vec<_> = want
+        .source_ranges
+        .iter()
+        .filter_map(|p| {
+            let len = u32::from(p.len).min(if F::IS_V6 { 128 } else { 32 });
+            Some((to_addr::<F>(network(p))?, len))
+        })
+        .collect();
+    prefixes.sort_unstable();
+    prefixes.dedup();
+    prefixes
+        .into_iter()
+        .map(|(client, len)| SrcRangeKey {
+            prefix_len: 32 + len,
+            service_id: Be32::from_host(id),
+            client,
+        })
+        .collect()
+}
+
+fn network(prefix: &Prefix) -> IpAddr {
+    match prefix.addr {
+        IpAddr::V4(addr) => {
+            let mask = u32::MAX
+                .checked_shl(32 - u32::from(prefix.len.min(32)))
+                .unwrap_or(0);
+            std::net::Ipv4Addr::from(u32::from(addr) & mask).into()
+        }
+        IpAddr::V6(addr) => {
+            let mask = u128::MAX
+                .checked_shl(128 - u32::from(prefix.len.min(128)))
+                .unwrap_or(0);
+            std::net::Ipv6Addr::from(u128::from(addr) & mask).into()
+        }
+    }
+}
+
+/// The smallest prefix that holds every ClusterIP: its network and mask as bits from the top.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    net: u128,
+    mask: u128,
+}
+
+impl Span {
+    /// Of one address.
+    pub fn of(addr: IpAddr) -> Self {
+        Span {
+            net: bits(addr),
+            mask: u128::MAX,
+        }
+    }
+    /// The smallest that holds both.
+    #[must_use]
+    pub fn join(self, other: Span) -> Self {
+        let differ = (self.net ^ other.net) | !self.mask | !other.mask;
+        let mask = u128::MAX
+            .checked_shl(128 - differ.leading_zeros())
+            .unwrap_or(0);
+        Span {
+            net: self.net & mask,
+            mask,
+        }
+    }
+    /// From the words of the configuration; `None` when it holds nothing.
+    pub fn from_words<F: Family>(net: &F::Addr, mask: &F::Addr) -> Option<Self> {
+        let (net, mask) = (bits(to_ip::<F>(net)), bits(to_ip::<F>(mask)));
+        let whole = !F::IS_V6 && mask == u128::MAX << 96;
+        (net & !mask == 0).then_some(Span {
+            net,
+            mask: if whole { u128::MAX } else { mask },
+        })
+    }
+    /// As words of the configuration; with no ClusterIP `net` is all 1 and `mask` 0.
+    pub fn to_words<F: Family>(span: Option<Span>) -> (F::Addr, F::Addr) {
+        match span {
+            None => (
+                F::Addr::from_words([u32::MAX; 4]),
+                F::Addr::from_words([0; 4]),
+            ),
+            Some(span) => (
+                F::Addr::from_words(words::<F>(span.net)),
+                F::Addr::from_words(words::<F>(span.mask)),
+            ),
+        }
+    }
+}
+
+/// An address as bits from the top; IPv4 in the upper 32.
+fn bits(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => u128::from(u32::from(addr)) << 96,
+        IpAddr::V6(addr) => u128::from(addr),
+    }
+}
+
+fn words<F: Family>(bits: u128) -> [u32; 4] {
+    let b = bits.to_be_bytes();
+    let word = |i: usize| u32::from_ne_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+    if F::IS_V6 {
+        [word(0), word(4), word(8), word(12)]
+    } else {
+        [word(0), 0, 0, 0]
+    }
+}
+
+/// A service port with nothing: what a removed one is changed to.
+pub fn nothing(key: &PortKey) -> ServicePort {
+    ServicePort {
+        key: key.clone(),
+        frontends: Vec::new(),
+        internal_local: false,
+        external_local: false,
+        affinity_secs: 0,
+        source_ranges: Vec::new(),
+        endpoints: Vec::new(),
+        has_endpoints: false,
+        external: false,
+    }
+}
+
+/// The members of one list of a service port, `ids` parallel to its endpoints.
+pub fn members(want: &ServicePort, ids: &[u32], local: bool, out: &mut Vec<Member>) {
+    out.clear();
+    out.extend(
+        want.endpoints
+            .iter()
+            .zip(ids)
+            .filter(|(e, id)| **id != 0 && if local { e.in_local } else { e.in_cluster })
+            .map(|(e, id)| Member {
+                addr: e.addr,
+                port: e.port,
+                id: *id,
+            }),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{V4, V6};
+
+    use super::*;
+
+    #[test]
+    fn span_holds_all_and_no_more() {
+        let span = |list: &[&str]| {
+            list.iter()
+                .map(|a| Span::of(a.parse().unwrap()))
+                .reduce(Span::join)
+        };
+        let (net, mask) = Span::to_words::<V4>(span(&["10.96.0.1", "10.96.0.10", "10.97.3.4"]));
+        assert_eq!(
+            (to_ip::<V4>(&net), to_ip::<V4>(&mask)),
+            ("10.96.0.0".parse().unwrap(), "255.254.0.0".parse().unwrap())
+        );
+        assert_eq!(
+            Span::from_words::<V4>(&net, &mask),
+            span(&["10.96.0.1", "10.97.3.4"])
+        );
+        let (net, mask) = Span::to_words::<V4>(span(&["10.96.0.1"]));
+        assert_eq!(
+            to_ip::<V4>(&mask),
+            "255.255.255.255".parse::<IpAddr>().unwrap()
+        );
+        assert_eq!(Span::from_words::<V4>(&net, &mask), span(&["10.96.0.1"]));
+        let (net, mask) = Span::to_words::<V4>(span(&["1.1.1.1", "200.0.0.1"]));
+        assert_eq!((net, mask), Default::default());
+        let (net, mask) = Span::to_words::<V6>(span(&["fd00::1", "fd00::ffff"]));
+        assert_eq!(
+            (to_ip::<V6>(&net), to_ip::<V6>(&mask)),
+            (
+                "fd00::".parse().unwrap(),
+                "ffff:ffff:ffff:ffff:ffff:ffff:ffff:0".parse().unwrap()
+            )
+        );
+        let (net, mask) = Span::to_words::<V6>(None);
+        assert_eq!(Span::from_words::<V6>(&net, &mask), None);
+    }
+
+    #[test]
+    fn generation_wraps_past_zero() {
+        assert_eq!(next_generation(0), 0x100);
+        assert_eq!(next_generation(0xffff_ff1f), 0x100);
+    }
+}
