@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lb_common::{Family, V4, V6};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -196,6 +196,7 @@ pub struct Node {
     pub host: Place,
     /// Its pods, the first with host part `.2`.
     pub pods: Vec<Place>,
+    number: u8,
 }
 
 impl Node {
@@ -306,6 +307,32 @@ impl World {
         })
     }
 
+    /// One more pod on a node. Returns its index.
+    pub fn add_pod(&mut self, node: usize) -> Result<usize> {
+        let node = &mut self.nodes[node];
+        let index = node.pods.len();
+        let suffix = u8::try_from(index + 2)?;
+        node.pods
+            .push(new_pod(&node.host.name, node.number, suffix)?);
+        node.host.ns.ip(&pod_link(node, index, self.options))?;
+        connect_pod(node, index, self.options)?;
+        Ok(index)
+    }
+
+    /// Takes a node's last pod away, its interface first, as a runtime does.
+    pub fn remove_pod(&mut self, node: usize) -> Result<()> {
+        let node = &mut self.nodes[node];
+        if node.pods.is_empty() {
+            bail!("{} has no pod", node.host.name);
+        }
+        node.host.ns.ip(&format!(
+            "link del {}\n",
+            node.pod_interface(node.pods.len() - 1)
+        ))?;
+        node.pods.pop();
+        Ok(())
+    }
+
     /// node-a, which the client's routes for Service addresses point to.
     pub fn a(&self) -> &Node {
         &self.nodes[0]
@@ -344,17 +371,9 @@ fn new_node(name: &str, number: u8, options: WorldOptions) -> Result<Node> {
     ])?;
     let mut pods = Vec::new();
     for suffix in 2..2 + options.pods_per_node {
-        let name = format!("{}{suffix}", &name[name.len() - 1..]);
-        let ns = NetNs::new(&name)?;
-        ns.sysctl(COMMON_SYSCTLS)?;
-        pods.push(Place::new(
-            &name,
-            ns,
-            Ipv4Addr::new(10, 244, number, suffix),
-            Ipv6Addr::new(0xfd00, 0x10, 0x244, node, 0, 0, 0, u16::from(suffix)),
-        ));
+        pods.push(new_pod(name, number, suffix)?);
     }
-    Ok(Node { host, pods })
+    Ok(Node { host, pods, number })
 }
 
 /// Addresses and routes of a node, its pods' links, and the pods themselves.
@@ -377,56 +396,12 @@ fn connect_node(number: u8, node: &Node, other: &Node, options: WorldOptions) ->
              link set {POD_BRIDGE} up\n"
         );
     }
-    for (index, pod) in node.pods.iter().enumerate() {
-        let interface = node.pod_interface(index);
-        batch += &format!(
-            "link add {interface} type veth peer name {UPLINK} netns {}\n",
-            pod.ns.path().display()
-        );
-        match options.pods {
-            PodLink::Routed => {
-                batch += &format!(
-                    "addr add fe80::1/64 dev {interface} nodad\nlink set {interface} up\n\
-                     route add {} dev {interface} src {}\nroute add {} dev {interface} src {}\n",
-                    pod.v4, node.host.v4, pod.v6, node.host.v6,
-                );
-            }
-            PodLink::Bridge => batch += &format!("link set {interface} master {POD_BRIDGE} up\n"),
-        }
+    for index in 0..node.pods.len() {
+        batch += &pod_link(node, index, options);
     }
     node.host.ns.ip(&batch)?;
-    for (index, pod) in node.pods.iter().enumerate() {
-        let interface = node.pod_interface(index);
-        node.host.ns.offloads(&interface, options.link_offloads())?;
-        pod.ns.offloads(UPLINK, options.link_offloads())?;
-        match options.pods {
-            PodLink::Routed => {
-                let proxy_arp = format!("ipv4/conf/{interface}/proxy_arp");
-                let proxy_delay = format!("ipv4/neigh/{interface}/proxy_delay");
-                node.host
-                    .ns
-                    .sysctl(&[(&proxy_arp, "1"), (&proxy_delay, "0")])?;
-                pod.ns.ip(&format!(
-                    "link set lo up\n\
-                     addr add {}/32 dev {UPLINK}\n\
-                     addr add {}/128 dev {UPLINK} nodad\n\
-                     link set {UPLINK} up\n\
-                     route add 169.254.1.1 dev {UPLINK} scope link\n\
-                     route add 0.0.0.0/0 via 169.254.1.1 dev {UPLINK}\n\
-                     route add ::/0 via fe80::1 dev {UPLINK}\n",
-                    pod.v4, pod.v6,
-                ))?;
-            }
-            PodLink::Bridge => pod.ns.ip(&format!(
-                "link set lo up\n\
-                 addr add {}/24 dev {UPLINK}\n\
-                 addr add {}/64 dev {UPLINK} nodad\n\
-                 link set {UPLINK} up\n\
-                 route add 0.0.0.0/0 via 10.244.{number}.1\n\
-                 route add ::/0 via fd00:10:244:{number}::1\n",
-                pod.v4, pod.v6,
-            ))?,
-        }
+    for index in 0..node.pods.len() {
+        connect_pod(node, index, options)?;
     }
     if options.conntrack {
         node.host.ns.output(
@@ -437,4 +412,78 @@ fn connect_node(number: u8, node: &Node, other: &Node, options: WorldOptions) ->
         )?;
     }
     Ok(())
+}
+
+/// What a node's `ip` does for the link to a pod.
+fn pod_link(node: &Node, index: usize, options: WorldOptions) -> String {
+    let (pod, interface) = (node.pod(index), node.pod_interface(index));
+    let pair = format!(
+        "link add {interface} type veth peer name {UPLINK} netns {}\n",
+        pod.ns.path().display()
+    );
+    let connected = match options.pods {
+        PodLink::Routed => format!(
+            "addr add fe80::1/64 dev {interface} nodad\nlink set {interface} up\n\
+             route add {} dev {interface} src {}\nroute add {} dev {interface} src {}\n",
+            pod.v4, node.host.v4, pod.v6, node.host.v6,
+        ),
+        PodLink::Bridge => format!("link set {interface} master {POD_BRIDGE} up\n"),
+    };
+    pair + &connected
+}
+
+/// The rest of a pod's link, and the pod.
+fn connect_pod(node: &Node, index: usize, options: WorldOptions) -> Result<()> {
+    let (pod, interface, number) = (node.pod(index), node.pod_interface(index), node.number);
+    node.host.ns.offloads(&interface, options.link_offloads())?;
+    pod.ns.offloads(UPLINK, options.link_offloads())?;
+    match options.pods {
+        PodLink::Routed => {
+            let proxy_arp = format!("ipv4/conf/{interface}/proxy_arp");
+            let proxy_delay = format!("ipv4/neigh/{interface}/proxy_delay");
+            node.host
+                .ns
+                .sysctl(&[(&proxy_arp, "1"), (&proxy_delay, "0")])?;
+            pod.ns.ip(&format!(
+                "link set lo up\n\
+                 addr add {}/32 dev {UPLINK}\n\
+                 addr add {}/128 dev {UPLINK} nodad\n\
+                 link set {UPLINK} up\n\
+                 route add 169.254.1.1 dev {UPLINK} scope link\n\
+                 route add 0.0.0.0/0 via 169.254.1.1 dev {UPLINK}\n\
+                 route add ::/0 via fe80::1 dev {UPLINK}\n",
+                pod.v4, pod.v6,
+            ))
+        }
+        PodLink::Bridge => pod.ns.ip(&format!(
+            "link set lo up\n\
+             addr add {}/24 dev {UPLINK}\n\
+             addr add {}/64 dev {UPLINK} nodad\n\
+             link set {UPLINK} up\n\
+             route add 0.0.0.0/0 via 10.244.{number}.1\n\
+             route add ::/0 via fd00:10:244:{number}::1\n",
+            pod.v4, pod.v6,
+        )),
+    }
+}
+
+fn new_pod(node: &str, number: u8, suffix: u8) -> Result<Place> {
+    let name = format!("{}{suffix}", &node[node.len() - 1..]);
+    let ns = NetNs::new(&name)?;
+    ns.sysctl(COMMON_SYSCTLS)?;
+    Ok(Place::new(
+        &name,
+        ns,
+        Ipv4Addr::new(10, 244, number, suffix),
+        Ipv6Addr::new(
+            0xfd00,
+            0x10,
+            0x244,
+            u16::from(number),
+            0,
+            0,
+            0,
+            u16::from(suffix),
+        ),
+    ))
 }
