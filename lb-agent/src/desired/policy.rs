@@ -57,20 +57,23 @@ pub fn lists(candidates: &[Candidate<'_>], uses: Uses, node: &str, zone: Option<
                 candidate.is_fallback()
             }
     };
-    let endpoints: Vec<Endpoint> = candidates
+    // Reserved for all: there may be a million endpoints, and most are usable.
+    let mut endpoints = Vec::with_capacity(candidates.len());
+    let usable = candidates
         .iter()
-        .filter(|candidate| candidate.source.ready || candidate.source.serving)
-        .map(|candidate| Endpoint {
-            addr: candidate.addr(),
-            port: candidate.port,
-            local: candidate.local,
-            in_cluster: uses.cluster && in_cluster(candidate),
-            in_local: uses.local && in_local(candidate),
-            usable: true,
-            zone: candidate.source.placement.zone.clone(),
-        })
-        .collect();
-    let has_endpoints = endpoints.iter().any(|endpoint| endpoint.in_cluster)
+        .filter(|c| c.source.ready || c.source.serving);
+    endpoints.extend(usable.map(|candidate| Endpoint {
+        addr: candidate.addr(),
+        port: candidate.port,
+        local: candidate.local,
+        in_cluster: uses.cluster && in_cluster(candidate),
+        in_local: uses.local && in_local(candidate),
+        usable: true,
+        zone: candidate.source.placement.zone.clone(),
+    }));
+    let has_endpoints = endpoints
+        .iter()
+        .any(|endpoint: &Endpoint| endpoint.in_cluster)
         || (uses.local && candidates.iter().any(|c| c.source.ready || c.is_fallback()));
     Lists {
         endpoints,

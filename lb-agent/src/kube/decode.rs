@@ -11,6 +11,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
 use super::{
+    check,
     intern::Interner,
     objects::{EndpointSlice, Key, Node, Service},
     reduce::{self, FieldError},
@@ -300,7 +301,7 @@ fn reduced<'de, D: serde::Deserializer<'de, Error = serde_json::Error>>(
     let (key, reduced) = match kind {
         Kind::Service => {
             let api: ApiService = typed(input)?;
-            reduce::check_service(&api)?;
+            check::service(&api)?;
             let reduced = reduce::service(&api, names)?.map_or(Reduced::Hidden, |service| {
                 Reduced::Service(Arc::new(service))
             });

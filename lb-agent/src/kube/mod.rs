@@ -1,6 +1,7 @@
 //! Where Services, EndpointSlices and the Node come from: sources emit [`ObjectEvent`]s, the store
 //! holds what they add up to and names the Services that an event concerns.
 
+pub mod check;
 pub mod decode;
 mod files;
 pub mod intern;
