@@ -14,6 +14,7 @@ pub mod parse;
 pub mod refuse;
 pub mod rewrite;
 pub mod select;
+pub mod socket;
 pub mod tables;
 pub mod verdict;
 

@@ -1,6 +1,7 @@
 //! Contexts as packets: the windows that speak to the verifier.
 
 pub(crate) mod fib;
+pub(crate) mod sock_addr;
 pub(crate) mod tc;
 pub(crate) mod xdp;
 

@@ -1,0 +1,443 @@
+//! A call on a socket → the backend it is to reach; a name that the kernel reports → what was dialled.
+//!
+//! Packets of a translated socket carry the backend's address from the start, so nothing is rewritten
+//! later. What the process sees is kept right by `socket_origins`: a backend's address is reported as
+//! the address that was dialled, and an unconnected UDP socket keeps its backend for each address.
+
+use super::ip::Ip;
+use super::select::{self, Choice, Dial};
+use super::{flow, tables::Tables};
+use crate::abi::{
+    Addr4, Addr6, Affinity, AffinityKey, Be16, Counter, DropReason, ModeFlags, Service,
+    ServiceFlags, ServiceKey, SocketOrigin, SocketOriginKey, proto,
+};
+use crate::family::{Address, Family, V4, V6};
+
+/// A call that names an address: connect, sendmsg, recvmsg or getpeername.
+pub trait SocketCall<F: Family> {
+    /// IANA protocol number of the socket; 0 for one that is none.
+    fn proto(&self) -> u8;
+    /// The socket's number, never given twice while the kernel runs.
+    fn cookie(&self) -> u64;
+    /// The number of the socket's network namespace.
+    fn netns_cookie(&self) -> u64;
+    /// The address that the socket is bound to, or that the datagram asks for; all 0 when the route is
+    /// to choose.
+    fn saddr(&self) -> F::Addr;
+    /// The address in the call.
+    fn addr(&self) -> F::Addr;
+    /// The port in the call.
+    fn port(&self) -> Be16;
+    /// Replaces address and port in the call.
+    fn set(&mut self, addr: F::Addr, port: Be16);
+}
+
+/// What sockets remember, beside the maps of [`Tables`].
+pub trait SocketTables {
+    /// An entry of `socket_origins`.
+    fn origin(&self, key: &SocketOriginKey) -> Option<SocketOrigin>;
+    /// Writes an entry of `socket_origins`; the least recently used makes room.
+    fn set_origin(&self, key: &SocketOriginKey, value: &SocketOrigin);
+}
+
+/// What is to become of a call.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketVerdict {
+    /// Not ours: the call goes on as it was made.
+    Pass,
+    /// The call goes on with another address.
+    Translated,
+    /// Nobody serves what was dialled: ECONNREFUSED (semantics 10.1, 11.1).
+    Refuse,
+}
+
+/// The end of a call, or why it is to fail with EPERM.
+pub type SocketOutcome = Result<SocketVerdict, DropReason>;
+
+/// connect: translates the address that a TCP or UDP socket dials.
+#[inline(always)]
+pub fn connect<F, C, T>(call: &mut C, tables: &T) -> SocketOutcome
+where
+    F: Ip,
+    C: SocketCall<F>,
+    T: Tables<F> + SocketTables,
+{
+    let proto = call.proto();
+    if proto != proto::TCP && proto != proto::UDP {
+        return Ok(SocketVerdict::Pass);
+    }
+    let (daddr, dport) = (call.addr(), call.port());
+    let found = match find(tables, &daddr, dport, proto) {
+        Some(found) => found,
+        None => return Ok(SocketVerdict::Pass),
+    };
+    let cookie = call.cookie();
+    let choice = match choose(call, tables, found, proto, cookie)? {
+        Chosen::Backend(choice) => choice,
+        Chosen::Verdict(verdict) => return Ok(verdict),
+    };
+    remember(tables, &choice, cookie, (&daddr, dport), proto);
+    call.set(choice.backend.addr, choice.backend.port);
+    tables.count(Counter::SocketConnect);
+    Ok(SocketVerdict::Translated)
+}
+
+/// connect on an IPv6 socket: an IPv4-mapped address is IPv4.
+#[inline(always)]
+pub fn connect6<C, T>(call: &mut C, tables: &T) -> SocketOutcome
+where
+    C: SocketCall<V6>,
+    T: Tables<V4> + Tables<V6> + SocketTables,
+{
+    if is_mapped(&call.addr()) {
+        connect::<V4, _, T>(&mut Mapped(call), tables)
+    } else {
+        connect::<V6, _, T>(call, tables)
+    }
+}
+
+/// sendmsg that names its destination: translates one datagram. The socket keeps its backend for the
+/// dialled address until that backend is gone (semantics 17.2). IPv4-mapped addresses come to the IPv4
+/// hook: the kernel hands such a datagram over before it asks the IPv6 one.
+#[inline(always)]
+pub fn send<F, C, T>(call: &mut C, tables: &T) -> SocketOutcome
+where
+    F: Ip,
+    C: SocketCall<F>,
+    T: Tables<F> + SocketTables,
+{
+    if call.proto() != proto::UDP {
+        return Ok(SocketVerdict::Pass);
+    }
+    let (daddr, dport) = (call.addr(), call.port());
+    if !may_be_ours(tables, &daddr, dport, proto::UDP) {
+        return Ok(SocketVerdict::Pass);
+    }
+    let cookie = call.cookie();
+    let dialled = key::<F>(cookie, &daddr, dport, SocketOriginKey::DIALLED, proto::UDP);
+    // Whoever has an entry passed the check of its namespace when the entry was made.
+    if let Some(kept) = tables.origin(&dialled)
+        && let Some(backend) = tables.backend(kept.backend)
+        && backend.service_id == kept.service_id
+        && backend.generation() == kept.generation
+    {
+        call.set(backend.addr, backend.port);
+        tables.count(Counter::SocketSend);
+        return Ok(SocketVerdict::Translated);
+    }
+    let found = match lookup(tables, &daddr, dport, proto::UDP) {
+        Some(found) => found,
+        None => return Ok(SocketVerdict::Pass),
+    };
+    let choice = match choose(call, tables, found, proto::UDP, cookie)? {
+        Chosen::Backend(choice) => choice,
+        Chosen::Verdict(verdict) => return Ok(verdict),
+    };
+    // The way back first: no datagram leaves whose answer would show the backend's address.
+    remember(tables, &choice, cookie, (&daddr, dport), proto::UDP);
+    tables.set_origin(
+        &dialled,
+        &origin(&choice, &choice.backend.addr, choice.backend.port),
+    );
+    call.set(choice.backend.addr, choice.backend.port);
+    tables.count(Counter::SocketSend);
+    Ok(SocketVerdict::Translated)
+}
+
+/// recvmsg and getpeername: reports a backend as the address that this socket dialled.
+#[inline(always)]
+pub fn report<F, C, T>(call: &mut C, tables: &T)
+where
+    F: Ip,
+    C: SocketCall<F>,
+    T: Tables<F> + SocketTables,
+{
+    let proto = call.proto();
+    if proto != proto::TCP && proto != proto::UDP {
+        return;
+    }
+    let key = key::<F>(
+        call.cookie(),
+        &call.addr(),
+        call.port(),
+        SocketOriginKey::BACKEND,
+        proto,
+    );
+    if let Some(origin) = tables.origin(&key) {
+        call.set(F::Addr::from_words(origin.addr.be), origin.port);
+        tables.count(Counter::SocketReceive);
+    }
+}
+
+/// recvmsg and getpeername on an IPv6 socket: an IPv4-mapped address is IPv4.
+#[inline(always)]
+pub fn report6<C, T>(call: &mut C, tables: &T)
+where
+    C: SocketCall<V6>,
+    T: Tables<V4> + Tables<V6> + SocketTables,
+{
+    if is_mapped(&call.addr()) {
+        report::<V4, _, T>(&mut Mapped(call), tables);
+    } else {
+        report::<V6, _, T>(call, tables);
+    }
+}
+
+/// What a destination is.
+enum Found {
+    /// A frontend.
+    Service(Service),
+    /// A ClusterIP, at a port that no Service defines (semantics 11.1).
+    Undefined,
+}
+
+/// The backend of a call, or how the call ends without one.
+enum Chosen<F: Family> {
+    Backend(Choice<F>),
+    Verdict(SocketVerdict),
+}
+
+#[inline(always)]
+fn may_be_ours<F: Ip, T: Tables<F>>(tables: &T, daddr: &F::Addr, dport: Be16, proto: u8) -> bool {
+    tables.may_be_ours(proto, dport) || F::in_cluster_range(&tables.config(), daddr)
+}
+
+#[inline(always)]
+fn find<F: Ip, T: Tables<F>>(tables: &T, daddr: &F::Addr, dport: Be16, proto: u8) -> Option<Found> {
+    if !may_be_ours(tables, daddr, dport, proto) {
+        return None;
+    }
+    lookup(tables, daddr, dport, proto)
+}
+
+#[inline(always)]
+fn lookup<F: Ip, T: Tables<F>>(
+    tables: &T,
+    daddr: &F::Addr,
+    dport: Be16,
+    proto: u8,
+) -> Option<Found> {
+    if let Some(service) = flow::service(tables, &ServiceKey::new(*daddr, dport, proto)) {
+        return Some(Found::Service(service));
+    }
+    if !F::in_cluster_range(&tables.config(), daddr) {
+        return None;
+    }
+    flow::service(tables, &ServiceKey::new(*daddr, Be16 { be: 0 }, 0)).map(|_| Found::Undefined)
+}
+
+/// Decides whether the call is this node's to translate, and chooses a backend.
+#[inline(always)]
+fn choose<F, C, T>(
+    call: &C,
+    tables: &T,
+    found: Found,
+    proto: u8,
+    cookie: u64,
+) -> Result<Chosen<F>, DropReason>
+where
+    F: Ip,
+    C: SocketCall<F>,
+    T: Tables<F>,
+{
+    let config = tables.config();
+    let home = call.netns_cookie() == config.netns_cookie;
+    let daddr = call.addr();
+    if !home {
+        // A pod's loopback is its own, and its UDP stays with the packet hooks, which follow a change
+        // of endpoints.
+        let ours = config.modes & ModeFlags::SOCKET_ALL != 0 && proto == proto::TCP;
+        if !ours || is_loopback::<F>(&daddr) {
+            return Ok(Chosen::Verdict(SocketVerdict::Pass));
+        }
+    }
+    let bound = call.saddr();
+    if is_loopback::<F>(&bound) {
+        // From a loopback address no backend can be reached.
+        return Ok(Chosen::Verdict(SocketVerdict::Pass));
+    }
+    let service = match found {
+        Found::Service(service) => service,
+        Found::Undefined => return Ok(Chosen::Verdict(refuse(tables))),
+    };
+    let restricted = service.has(ServiceFlags::SOURCE_RANGES);
+    let mut saddr = bound;
+    if bound.is_unspecified() {
+        if !home && (restricted || service.affinity_secs != 0) {
+            // Needs the pod's address, which only the packet hooks see.
+            return Ok(Chosen::Verdict(SocketVerdict::Pass));
+        }
+        saddr = F::node_addr(&config);
+    }
+    if restricted && !tables.in_source_range(service.id, saddr) {
+        return Err(DropReason::SourceRange);
+    }
+    let list = select::list(&service, true);
+    if list.rows.len == 0 {
+        if service.has(ServiceFlags::HAS_ENDPOINTS) {
+            return Err(DropReason::NoLocalEndpoint);
+        }
+        return Ok(Chosen::Verdict(refuse(tables)));
+    }
+    let dial = Dial {
+        saddr,
+        daddr,
+        sport: stand_in_port(cookie),
+        dport: call.port(),
+        proto,
+        inside: true,
+    };
+    let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
+    if service.affinity_secs != 0 {
+        remember_affinity(tables, &service, &choice, saddr);
+    }
+    tables.count_service_flow(service.id);
+    Ok(Chosen::Backend(choice))
+}
+
+#[inline(always)]
+fn refuse<F: Ip, T: Tables<F>>(tables: &T) -> SocketVerdict {
+    tables.count(Counter::SocketRefused);
+    SocketVerdict::Refuse
+}
+
+/// The source port is chosen after the hook. Without it all connections of this node to a frontend
+/// would meet one backend, so bits of the socket's number stand in for it.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+fn stand_in_port(cookie: u64) -> Be16 {
+    Be16 {
+        be: (cookie ^ (cookie >> 16) ^ (cookie >> 32)) as u16,
+    }
+}
+
+/// A call is a connection at once, so the affinity entry is written here (semantics 13.2); one that was
+/// there has been refreshed by the selection.
+#[inline(always)]
+fn remember_affinity<F: Ip, T: Tables<F>>(
+    tables: &T,
+    service: &Service,
+    choice: &Choice<F>,
+    client: F::Addr,
+) {
+    let key = AffinityKey {
+        service_id: service.id,
+        client,
+    };
+    if tables.affinity(&key).is_none() {
+        let value = Affinity {
+            backend: choice.id,
+            generation: choice.backend.generation(),
+            last_used_ns: tables.now_ns(),
+        };
+        tables.set_affinity(&key, &value);
+    }
+}
+
+/// Notes what the socket dialled, under the backend's address.
+#[inline(always)]
+fn remember<F: Ip, T: SocketTables>(
+    tables: &T,
+    choice: &Choice<F>,
+    cookie: u64,
+    (daddr, dport): (&F::Addr, Be16),
+    proto: u8,
+) {
+    let backend = &choice.backend;
+    let key = key::<F>(
+        cookie,
+        &backend.addr,
+        backend.port,
+        SocketOriginKey::BACKEND,
+        proto,
+    );
+    tables.set_origin(&key, &origin(choice, daddr, dport));
+}
+
+#[inline(always)]
+fn key<F: Family>(cookie: u64, addr: &F::Addr, port: Be16, kind: u8, proto: u8) -> SocketOriginKey {
+    let family = if F::IS_V6 { 6 } else { 4 };
+    SocketOriginKey::new(cookie, wide(addr), port, kind, family, proto)
+}
+
+#[inline(always)]
+fn origin<F: Family>(choice: &Choice<F>, addr: &F::Addr, port: Be16) -> SocketOrigin {
+    let backend = &choice.backend;
+    SocketOrigin::new(
+        wide(addr),
+        port,
+        choice.id,
+        backend.generation(),
+        backend.service_id,
+    )
+}
+
+/// An address of either family; IPv4 in the first word.
+#[inline(always)]
+fn wide<A: Address>(addr: &A) -> Addr6 {
+    Addr6 {
+        be: [addr.word(0), addr.word(1), addr.word(2), addr.word(3)],
+    }
+}
+
+#[inline(always)]
+fn is_loopback<F: Family>(addr: &F::Addr) -> bool {
+    if F::IS_V6 {
+        (addr.word(0) | addr.word(1) | addr.word(2)) == 0 && addr.word(3) == 1u32.to_be()
+    } else {
+        u32::from_be(addr.word(0)) >> 24 == 127
+    }
+}
+
+/// Third word of an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2).
+const MAPPED: u32 = 0xffffu32.to_be();
+
+#[inline(always)]
+fn is_mapped(addr: &Addr6) -> bool {
+    (addr.be[0] | addr.be[1]) == 0 && addr.be[2] == MAPPED
+}
+
+/// A call on an IPv6 socket that names an IPv4-mapped address.
+struct Mapped<'a, C>(&'a mut C);
+
+impl<C: SocketCall<V6>> SocketCall<V4> for Mapped<'_, C> {
+    #[inline(always)]
+    fn proto(&self) -> u8 {
+        self.0.proto()
+    }
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        self.0.cookie()
+    }
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        self.0.netns_cookie()
+    }
+    #[inline(always)]
+    fn saddr(&self) -> Addr4 {
+        let saddr = self.0.saddr();
+        if is_mapped(&saddr) {
+            Addr4 { be: saddr.be[3] }
+        } else {
+            Addr4 { be: 0 }
+        }
+    }
+    #[inline(always)]
+    fn addr(&self) -> Addr4 {
+        Addr4 {
+            be: self.0.addr().be[3],
+        }
+    }
+    #[inline(always)]
+    fn port(&self) -> Be16 {
+        self.0.port()
+    }
+    #[inline(always)]
+    fn set(&mut self, addr: Addr4, port: Be16) {
+        let mapped = Addr6 {
+            be: [0, 0, MAPPED, addr.be],
+        };
+        self.0.set(mapped, port);
+    }
+}
