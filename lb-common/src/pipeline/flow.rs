@@ -38,6 +38,16 @@ pub struct Place<E> {
     pub confirmed: bool,
 }
 
+/// Units of the stamp after which an entry's time of use is written again (about 2 s at HZ=250): a
+/// table of many flows is not dirtied for every packet.
+pub const RENEW: u32 = 2;
+
+/// Whether the time of use is to be written again.
+#[inline(always)]
+pub const fn is_due(last_use: u32, stamp: u32) -> bool {
+    stamp.wrapping_sub(last_use) >= RENEW
+}
+
 /// Source ports that are tried for one flow.
 const PORT_TRIES: u32 = 16;
 
@@ -99,7 +109,7 @@ pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: u8, stamp: u
     if flow.flags & flags != flags {
         entry.add_flags(flags);
     }
-    if flow.stamp != stamp {
+    if is_due(flow.stamp, stamp) {
         entry.set_stamp(stamp);
     }
 }

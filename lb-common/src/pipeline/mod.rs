@@ -75,8 +75,8 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         if !flow.has(FlowFlags::SNAT) {
             return Ok(Step::Pass);
         }
-        if flow.ifindex == 0 || flow.stamp != stamp {
-            // The next hop is looked up again, at most once in a unit of the stamp.
+        if flow.ifindex == 0 || flow::is_due(flow.stamp, stamp) {
+            // The next hop is looked up again whenever the time of use is written.
             return Ok(Step::Slow);
         }
         let Some(device) = transmitter(tables, &parsed, flow.ifindex) else {
@@ -230,7 +230,7 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
             entry.add_flags(FlowFlags::HAS_EGRESS);
         }
         let stamp = tables.stamp();
-        if last_use != stamp {
+        if flow::is_due(last_use, stamp) {
             entry.set_stamp(stamp);
         }
     }
@@ -490,7 +490,7 @@ fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
     let stamp = tables.stamp();
     // About every 30 s a packet goes by the stack, so that the kernel's neighbour machine confirms the
     // next hop or gives it up; spread by port, or all flows would do so at once.
-    if last_use != stamp && stamp.wrapping_add(parsed.sport.be as u32) & 31 == 0 {
+    if flow::is_due(last_use, stamp) && stamp.wrapping_add(parsed.sport.be as u32) & 31 < flow::RENEW {
         return Ok(Step::Pass);
     }
     let Some(hop) = packet.route::<F>(
@@ -509,7 +509,7 @@ fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
         if flow.ifindex != hop.ifindex || flow.dmac != hop.dmac {
             entry.set_next_hop(hop.ifindex, hop.dmac);
         }
-        if last_use != stamp {
+        if flow::is_due(last_use, stamp) {
             entry.set_stamp(stamp);
         }
     }
