@@ -13,15 +13,15 @@ use crate::desired::state::{Endpoint, ServicePort};
 
 /// What becomes of a service port's endpoints. All by index into the old or new list.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct EndpointDiff {
+pub(super) struct EndpointDiff {
     /// Ids parallel to the new endpoints; 0 where one must be taken.
-    pub ids: Vec<u32>,
+    pub(super) ids: Vec<u32>,
     /// Ids that the port has no use for any more.
-    pub gone: Vec<u32>,
+    pub(super) gone: Vec<u32>,
 }
 
 /// Matches two lists sorted by address and port.
-pub fn endpoints(old: &[Endpoint], old_ids: &[u32], new: &[Endpoint]) -> EndpointDiff {
+pub(super) fn endpoints(old: &[Endpoint], old_ids: &[u32], new: &[Endpoint]) -> EndpointDiff {
     let mut diff = EndpointDiff {
         ids: Vec::with_capacity(new.len()),
         gone: Vec::new(),
@@ -48,12 +48,12 @@ pub fn endpoints(old: &[Endpoint], old_ids: &[u32], new: &[Endpoint]) -> Endpoin
 }
 
 /// Whether both lists select the same ids.
-pub fn same_members(one: &[Member], other: &[Member]) -> bool {
+pub(super) fn same_members(one: &[Member], other: &[Member]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.id == b.id)
 }
 
 /// The table that a list can keep: that of an old list with the same members and the right size.
-pub fn kept_table(
+pub(super) fn kept_table(
     want: &ServicePort,
     list: &[Member],
     old_lists: [&[Member]; 2],

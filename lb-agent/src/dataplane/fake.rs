@@ -25,7 +25,7 @@ use super::{
 
 /// A write, as recorded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     WriteService(IpAddr, u16),
     RemoveService(IpAddr, u16),
     WriteBackend(u32),
@@ -42,18 +42,18 @@ pub enum Op {
 }
 
 /// Endpoints that a frontend may lead to, set by a test.
-pub type Allowed = HashMap<(IpAddr, u16, u8), HashSet<(IpAddr, u16)>>;
+pub(crate) type Allowed = HashMap<(IpAddr, u16, u8), HashSet<(IpAddr, u16)>>;
 
 /// What the maps of a family and the store share: the record, the injected failures.
 #[derive(Debug)]
-pub struct Journal {
-    pub ops: Vec<Op>,
+pub(crate) struct Journal {
+    pub(crate) ops: Vec<Op>,
     /// Failures to come: `Some(n)` fails the n-th write from now, once.
-    pub fail_in: Vec<u32>,
+    pub(crate) fail_in: Vec<u32>,
     /// Where frontends may lead; checked after every write once set.
-    pub allowed: Option<Allowed>,
-    pub rows: Vec<u32>,
-    pub filter: [Box<PortFilter>; 3],
+    pub(crate) allowed: Option<Allowed>,
+    pub(crate) rows: Vec<u32>,
+    pub(crate) filter: [Box<PortFilter>; 3],
 }
 
 impl Journal {
@@ -78,28 +78,28 @@ impl Journal {
     }
 }
 
-pub type SharedJournal = std::rc::Rc<std::cell::RefCell<Journal>>;
+pub(crate) type SharedJournal = std::rc::Rc<std::cell::RefCell<Journal>>;
 
 /// The maps of one family.
 #[derive(Debug, Clone)]
-pub struct FakeFamily<F: Family> {
-    pub services: FrontendMap<F, Service>,
-    pub backends: Vec<Backend<F>>,
-    pub affinity: Vec<(AffinityKey<F>, Affinity)>,
-    pub ranges: Vec<SrcRangeKey<F>>,
-    pub flows: [Vec<(FlowKey<F>, Flow<F>)>; 2],
-    pub max_services: usize,
+pub(crate) struct FakeFamily<F: Family> {
+    pub(super) services: FrontendMap<F, Service>,
+    pub(crate) backends: Vec<Backend<F>>,
+    pub(crate) affinity: Vec<(AffinityKey<F>, Affinity)>,
+    pub(crate) ranges: Vec<SrcRangeKey<F>>,
+    pub(crate) flows: [Vec<(FlowKey<F>, Flow<F>)>; 2],
+    pub(crate) max_services: usize,
     journal: SharedJournal,
 }
 
 /// The maps.
 #[derive(Debug, Clone)]
-pub struct FakeStore {
-    pub sizes: Capacities,
-    pub v4: FakeFamily<V4>,
-    pub v6: FakeFamily<V6>,
-    pub config: Config,
-    pub journal: SharedJournal,
+pub(crate) struct FakeStore {
+    pub(crate) sizes: Capacities,
+    pub(crate) v4: FakeFamily<V4>,
+    pub(crate) v6: FakeFamily<V6>,
+    pub(crate) config: Config,
+    pub(crate) journal: SharedJournal,
 }
 
 impl<F: Family> FakeFamily<F> {
@@ -121,7 +121,7 @@ impl<F: Family> FakeFamily<F> {
 }
 
 impl FakeStore {
-    pub fn new(sizes: Capacities) -> Self {
+    pub(crate) fn new(sizes: Capacities) -> Self {
         let journal = SharedJournal::new(std::cell::RefCell::new(Journal {
             ops: Vec::new(),
             fail_in: Vec::new(),
@@ -142,7 +142,7 @@ impl FakeStore {
         }
     }
 
-    pub fn small() -> Self {
+    pub(crate) fn small() -> Self {
         FakeStore::new(Capacities {
             max_services: 64,
             max_backends: 128,
@@ -152,19 +152,19 @@ impl FakeStore {
     }
 
     /// The record since the last call.
-    pub fn take_ops(&self) -> Vec<Op> {
+    pub(crate) fn take_ops(&self) -> Vec<Op> {
         std::mem::take(&mut self.journal.borrow_mut().ops)
     }
 
-    pub fn fail_in(&self, writes: u32) {
+    pub(crate) fn fail_in(&self, writes: u32) {
         self.journal.borrow_mut().fail_in.push(writes);
     }
 
-    pub fn port_bit(&self, slot: usize, port: u16) -> bool {
+    pub(crate) fn port_bit(&self, slot: usize, port: u16) -> bool {
         self.journal.borrow().port_bit(slot, port)
     }
 
-    pub fn rows(&self, offset: u32, len: u32) -> Vec<u32> {
+    pub(crate) fn rows(&self, offset: u32, len: u32) -> Vec<u32> {
         self.journal.borrow().rows[offset as usize..(offset + len) as usize].to_vec()
     }
 

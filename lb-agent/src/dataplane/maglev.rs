@@ -35,12 +35,12 @@ const fn is_prime(n: u32) -> bool {
     if n < 4 {
         return n > 1;
     }
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         return false;
     }
     let mut d = 3;
     while d * d <= n {
-        if n % d == 0 {
+        if n.is_multiple_of(d) {
             return false;
         }
         d += 2;
@@ -138,12 +138,8 @@ fn next(at: u32, skip: u32, rows: u32) -> u32 {
 }
 
 /// A number below `bound`, without division.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the product's upper half is below `bound`"
-)]
 fn reduce(hash: u64, bound: u32) -> u32 {
-    ((hash >> 32) * u64::from(bound) >> 32) as u32
+    (((hash >> 32) * u64::from(bound)) >> 32) as u32
 }
 
 /// Two hashes of an endpoint. Fixed for ever: nodes of different versions must agree.

@@ -13,7 +13,7 @@ pub mod slab;
 pub mod store;
 
 #[cfg(test)]
-pub mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 

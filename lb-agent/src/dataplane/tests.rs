@@ -427,6 +427,34 @@ fn full_services_map_names_the_frontend_and_keeps_the_others() {
 }
 
 #[test]
+fn failed_publication_keeps_the_old_entry_until_the_retry() {
+    let mut dataplane = start(FakeStore::small());
+    dataplane.apply(&[set(&port("a", "10.96.0.1", &["10.0.0.1", "10.0.0.2"]))]);
+    // The third write of the change is the frontend's, behind a backend and a table.
+    dataplane.store().fail_in(2);
+    let report = dataplane.apply(&[set(&port("a", "10.96.0.1", &["10.0.0.1", "10.0.0.3"]))]);
+    assert!(
+        matches!(report.errors[..], [ApplyError::Frontend { .. }]),
+        "{:?}",
+        report.errors
+    );
+    assert_eq!((report.pending, report.barriers), (1, 0));
+    let list = |d: &Dataplane<FakeStore>| rows(d, entry(d, "10.96.0.1", 80).unwrap().cluster);
+    assert_eq!(list(&dataplane), addrs(&["10.0.0.1", "10.0.0.2"]));
+    assert!(dataplane.is_pending());
+    let report = dataplane.retry();
+    assert_eq!(
+        (
+            report.pending,
+            report.tables_written,
+            report.services_written
+        ),
+        (0, 0, 1)
+    );
+    assert_eq!(list(&dataplane), addrs(&["10.0.0.1", "10.0.0.3"]));
+}
+
+#[test]
 fn restart_with_the_same_state_writes_nothing() {
     // semantics 25.4
     let mut dataplane = start(FakeStore::small());
