@@ -4,7 +4,9 @@
 use crate::abi::{Addr4, Addr6};
 
 /// An IP family: [`V4`] or [`V6`].
-pub trait Family: Copy + Clone + Default + PartialEq + Eq + core::fmt::Debug + 'static {
+pub trait Family:
+    Copy + Clone + Default + PartialEq + Eq + core::hash::Hash + core::fmt::Debug + 'static
+{
     /// An address as it lies in the packet.
     type Addr: Address;
     /// Whether this is IPv6.
@@ -39,11 +41,11 @@ pub trait Address:
 }
 
 /// IPv4.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct V4;
 
 /// IPv6.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct V6;
 
 impl Family for V4 {

@@ -121,7 +121,7 @@ pub fn egress<F: Ip, P: PacketBuf, T: Tables<F>>(
         Fast::Slow => return Ok(Step::Slow),
         Fast::Other => return Ok(Step::Pass),
     };
-    egress_translate(packet, tables, &parsed)
+    egress_translate(packet, tables, &parsed, true)
 }
 
 /// The same for packets that need care: fragments, options, extension headers.
@@ -138,7 +138,7 @@ pub fn slow_egress<F: Ip, P: PacketBuf, T: Tables<F>>(
     if !with_ports(tables, &mut parsed, Side::Out) {
         return Ok(Step::Pass);
     }
-    let outcome = egress_translate(packet, tables, &parsed);
+    let outcome = egress_translate(packet, tables, &parsed, false);
     if parsed.ip.fragment == FragmentPart::First && outcome == Ok(Step::Translated) {
         remember_fragment(tables, &parsed, Side::Out);
     }
@@ -150,6 +150,7 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     packet: &mut P,
     tables: &T,
     parsed: &Parsed<F>,
+    again: bool,
 ) -> Outcome {
     let key = parsed.key(Side::Out);
     let Some(entry) = tables.flow(&key).or_else(|| tables.opening(&key)) else {
@@ -157,8 +158,9 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     };
     let flow = entry.read();
     if flow.check != flow_check(&key) {
+        // Handed out again between lookup and read: the slow stage looks once more.
         tables.count(Counter::StaleElement);
-        return Err(DropReason::Rewrite);
+        return if again { Ok(Step::Slow) } else { Err(DropReason::Rewrite) };
     }
     flow::note(&entry, &flow, parsed.tcp_flags, tables.stamp());
     rewrite::translate(

@@ -49,6 +49,13 @@ impl TcPacket {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).protocol }
     }
+    /// Whether the packet carries a VLAN tag beside its data: it belongs to a VLAN device, whose own
+    /// hooks see it.
+    #[inline(always)]
+    pub(crate) fn is_vlan(&self) -> bool {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).vlan_present != 0 }
+    }
     /// What the program before the tail call left: where IP starts, and the side.
     #[inline(always)]
     pub(crate) fn note(&self) -> (Offset, u32) {

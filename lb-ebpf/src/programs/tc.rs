@@ -204,6 +204,9 @@ pub fn clock(ctx: TcContext) -> i32 {
 fn by_family(ctx: &TcContext, l3: Offset, way: Way) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let protocol = packet.protocol();
+    if packet.is_vlan() {
+        return TC_ACT_UNSPEC;
+    }
     if protocol == ethertype::IPV4.be as u32 {
         fast::<V4>(ctx, &mut packet, l3, way)
     } else if protocol == ethertype::IPV6.be as u32 {
