@@ -1,0 +1,361 @@
+//! `/healthz`, `/livez`, `/readyz` and the metrics port (semantics 16). HTTP/1.1, one request a connection.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::timeout,
+};
+
+use crate::{
+    desired::state::IpFamily,
+    telemetry::metrics::{Counters, family},
+};
+
+/// Work that is pending this long is a sick data path (16.3).
+const STALE: Duration = Duration::from_secs(60);
+/// A client has this long to send its request and to take the answer.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Most connections served at a time, over both ports; more of them wait.
+const CONNECTIONS: usize = 64;
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Sync {
+    queued: Option<Instant>,
+    updated: Option<SystemTime>,
+}
+
+/// State that the agent updates and the servers answer from.
+#[derive(Debug, Default)]
+pub struct Shared {
+    syncs: Mutex<[Sync; 2]>,
+    ready: AtomicBool,
+    ineligible: AtomicBool,
+    healthz: [AtomicU64; 2],
+    livez: [AtomicU64; 2],
+    counters: Mutex<Option<Counters>>,
+}
+
+impl Shared {
+    /// Work is pending for a family; only the oldest moment counts (16.2).
+    pub fn queued(&self, family: IpFamily) {
+        lock(&self.syncs)[family.index()]
+            .queued
+            .get_or_insert_with(Instant::now);
+    }
+    /// All pending work of a family is done.
+    pub fn updated(&self, family: IpFamily) {
+        lock(&self.syncs)[family.index()] = Sync {
+            queued: None,
+            updated: Some(SystemTime::now()),
+        };
+    }
+    /// The first complete state is in the maps.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+    /// Whether load balancers may send to this node (16.5).
+    pub fn set_eligible(&self, eligible: bool) {
+        self.ineligible.store(!eligible, Ordering::Release);
+    }
+    /// Where `/metrics` reads the dataplane's counters.
+    pub fn set_counters(&self, counters: Counters) {
+        *lock(&self.counters) = Some(counters);
+    }
+
+    fn health(&self, now: Instant, wall: SystemTime, with_node: bool) -> (u16, Value) {
+        let syncs = *lock(&self.syncs);
+        let eligible = !self.ineligible.load(Ordering::Acquire);
+        let fresh = |sync: &Sync| {
+            sync.queued
+                .is_none_or(|queued| now.duration_since(queued) < STALE)
+        };
+        let healthy = syncs.iter().all(fresh);
+        let status: BTreeMap<_, _> = IpFamily::BOTH
+            .into_iter()
+            .zip(&syncs)
+            .filter(|(_, sync)| sync.updated.is_some() || sync.queued.is_some())
+            .map(|(family, sync)| {
+                (
+                    family.name(),
+                    json!({"lastUpdated": time(sync.updated), "healthy": fresh(sync)}),
+                )
+            })
+            .collect();
+        let ok = healthy && (eligible || !with_node);
+        let newest = if ok {
+            Some(wall)
+        } else {
+            syncs.iter().filter_map(|sync| sync.updated).max()
+        };
+        let mut body = json!({"lastUpdated": time(newest), "currentTime": time(Some(wall)), "healthy": healthy, "status": status});
+        if with_node {
+            body["nodeEligible"] = json!(eligible);
+        }
+        (if ok { 200 } else { 503 }, body)
+    }
+
+    fn answer_health(&self, path: &str) -> Answer {
+        let with_node = path == "/healthz";
+        match path {
+            "/healthz" | "/livez" => {
+                let (code, body) = self.health(Instant::now(), SystemTime::now(), with_node);
+                let answers = if with_node {
+                    &self.healthz
+                } else {
+                    &self.livez
+                };
+                answers[usize::from(code != 200)].fetch_add(1, Ordering::Relaxed);
+                Answer {
+                    code,
+                    kind: "application/json",
+                    body: body.to_string(),
+                }
+            }
+            "/readyz" if self.ready.load(Ordering::Acquire) => Answer::text(200, "ok"),
+            "/readyz" => Answer::text(503, "the first complete state is not in the maps yet"),
+            _ => Answer::text(404, "not found"),
+        }
+    }
+
+    fn answer_metrics(&self, path: &str) -> Answer {
+        match path {
+            "/healthz" => Answer::text(200, "ok"),
+            "/proxyMode" => Answer::text(200, "ebpf"),
+            "/metrics" => {
+                let mut body = String::new();
+                if let Some(counters) = &*lock(&self.counters) {
+                    match counters.read() {
+                        Ok(values) => values.render(&mut body),
+                        Err(error) => return Answer::text(500, &error.to_string()),
+                    }
+                }
+                for (name, answers) in [
+                    ("kubeproxy_proxy_healthz_total", &self.healthz),
+                    ("kubeproxy_proxy_livez_total", &self.livez),
+                ] {
+                    let count = |at: usize| answers[at].load(Ordering::Relaxed);
+                    family(
+                        &mut body,
+                        name,
+                        "Answers by status code.",
+                        "code",
+                        &[("200", count(0)), ("503", count(1))],
+                    );
+                }
+                Answer {
+                    code: 200,
+                    kind: "text/plain; version=0.0.4; charset=utf-8",
+                    body,
+                }
+            }
+            _ => Answer::text(404, "not found"),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// RFC 3339 in UTC; year 1 for "never", as Kubernetes writes it.
+fn time(at: Option<SystemTime>) -> String {
+    let Some(since) = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) else {
+        return "0001-01-01T00:00:00Z".to_owned();
+    };
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Days since 0000-03-01, in eras of 400 years.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let part = (5 * day_of_year + 2) / 153;
+    let month = if part < 10 { part + 3 } else { part - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let date = day_of_year - (153 * part + 2) / 5 + 1;
+    format!(
+        "{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+struct Answer {
+    code: u16,
+    kind: &'static str,
+    body: String,
+}
+
+impl Answer {
+    fn text(code: u16, body: &str) -> Answer {
+        Answer {
+            code,
+            kind: "text/plain; charset=utf-8",
+            body: body.to_owned(),
+        }
+    }
+    fn bytes(&self, head_only: bool) -> Vec<u8> {
+        let reason = match self.code {
+            200 => "OK",
+            400 => "Bad Request",
+            404 => "Not Found",
+            503 => "Service Unavailable",
+            _ => "Internal Server Error",
+        };
+        let body = if head_only { "" } else { &self.body };
+        format!("HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.code, self.kind, self.body.len()).into_bytes()
+    }
+}
+
+/// Serves both ports for as long as it is polled.
+pub async fn serve(health: TcpListener, metrics: TcpListener, shared: Arc<Shared>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    tokio::join!(
+        accept(health, shared.clone(), room.clone(), Shared::answer_health),
+        accept(metrics, shared, room, Shared::answer_metrics)
+    );
+}
+
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    room: Arc<Semaphore>,
+    answer: fn(&Shared, &str) -> Answer,
+) {
+    while let Ok(permit) = room.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    match timeout(REQUEST, one(stream, &shared, answer)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::debug!(%error, "health request failed"),
+                        Err(_) => tracing::debug!("health request took too long"),
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection of the health server");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn one(
+    mut stream: TcpStream,
+    shared: &Shared,
+    answer: fn(&Shared, &str) -> Answer,
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut chunk = [0; 1024];
+        let count = stream.read(&mut chunk).await?;
+        if count == 0 || head.len() > 8192 {
+            break;
+        }
+        head.extend_from_slice(&chunk[..count]);
+    }
+    let line = String::from_utf8_lossy(&head);
+    let mut words = line.lines().next().unwrap_or_default().split(' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next());
+    let reply = match target {
+        Some(target) => answer(shared, target.split('?').next().unwrap_or_default()),
+        None => Answer::text(400, "this is no HTTP request"),
+    };
+    stream.write_all(&reply.bytes(method == "HEAD")).await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        assert_eq!(time(None), "0001-01-01T00:00:00Z");
+        assert_eq!(
+            time(Some(UNIX_EPOCH + Duration::from_secs(951_782_399))),
+            "2000-02-28T23:59:59Z"
+        );
+        assert_eq!(
+            time(Some(UNIX_EPOCH + Duration::from_secs(951_782_400))),
+            "2000-02-29T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn a_late_family_is_not_cured_by_the_other() {
+        // semantics 16.3
+        let shared = Shared::default();
+        shared.queued(IpFamily::V6);
+        shared.updated(IpFamily::V4);
+        let late = Instant::now() + STALE;
+        let (code, body) = shared.health(late, SystemTime::now(), true);
+        assert_eq!(code, 503);
+        assert_eq!(body["status"]["IPv6"]["healthy"], false);
+        assert_eq!(body["status"]["IPv4"]["healthy"], true);
+        shared.updated(IpFamily::V6);
+        assert_eq!(shared.health(late, SystemTime::now(), true).0, 200);
+    }
+
+    #[test]
+    fn eligibility_counts_on_healthz_only() {
+        // semantics 16.6, 16.7
+        let shared = Shared::default();
+        shared.set_eligible(false);
+        let (code, body) = shared.health(Instant::now(), SystemTime::now(), true);
+        assert_eq!(
+            (code, &body["healthy"], &body["nodeEligible"]),
+            (503, &json!(true), &json!(false))
+        );
+        let (code, body) = shared.health(Instant::now(), SystemTime::now(), false);
+        assert_eq!((code, body.get("nodeEligible")), (200, None));
+    }
+
+    #[test]
+    fn readiness_follows_the_first_state_and_other_paths_are_404() {
+        // semantics 16.12
+        let shared = Shared::default();
+        assert_eq!(shared.answer_health("/readyz").code, 503);
+        shared.set_ready();
+        assert_eq!(shared.answer_health("/readyz").code, 200);
+        assert_eq!(shared.answer_health("/healthz/").code, 404);
+        assert_eq!(shared.answer_metrics("/proxyMode").body, "ebpf");
+    }
+
+    #[tokio::test]
+    async fn a_client_gets_an_answer() {
+        let health = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = metrics.local_addr().unwrap();
+        tokio::spawn(serve(health, metrics, Arc::default()));
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut text = String::new();
+        timeout(REQUEST, client.read_to_string(&mut text))
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nok"),
+            "{text}"
+        );
+    }
+}
