@@ -68,6 +68,12 @@ fn cargo(tools: &Tools, verb: &str) -> Command {
         // The compiler is a stable one; building `core` for a target without a prebuilt one is not stable yet.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        // One unit, optimised as a whole, with the debug information that BTF is made of.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
+        .env("CARGO_PROFILE_RELEASE_LTO", "true")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "false")
         .arg(verb)
         .args(["-Zbuild-std=core", "--target", "bpfel-unknown-none"])
         .arg("--target-dir")
