@@ -120,7 +120,7 @@ impl World {
 
     /// Backend `id` at pod `id`, port 8000 + id.
     fn backend<F: Numbered>(&self, id: u32, generation: u32) {
-        let number = u8::try_from(id).unwrap();
+        let number = u8::try_from(id).expect("fits");
         let state = (generation * BackendState::GENERATION_STEP) | BackendState::IN_CLUSTER;
         let port = Be16::from_host(8000 + u16::from(number));
         F::maps(self)
@@ -132,11 +132,11 @@ impl World {
     /// Rows of a table.
     fn list(&self, ids: &[u32]) -> SelectionList {
         let mut rows = self.rows.borrow_mut();
-        let offset = u32::try_from(rows.len()).unwrap();
+        let offset = u32::try_from(rows.len()).expect("fits");
         rows.extend_from_slice(ids);
         SelectionList {
             offset,
-            len: u32::try_from(ids.len()).unwrap(),
+            len: u32::try_from(ids.len()).expect("fits"),
         }
     }
 
@@ -643,7 +643,7 @@ fn an_ipv4_mapped_address_is_ipv4() {
     };
     let mut call = Call::<V6>::to(mapped(V4::vip(1)), proto::TCP, 1);
     assert_eq!(connect6(&mut call, &world), TRANSLATED);
-    let number = u8::try_from(call.port - 8000).unwrap();
+    let number = u8::try_from(call.port - 8000).expect("fits");
     assert_eq!(call.addr, mapped(V4::pod(number)));
     report6(&mut call, &world);
     assert_eq!(call.named(), (mapped(V4::vip(1)), VIP_PORT));
