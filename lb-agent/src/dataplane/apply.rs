@@ -1135,17 +1135,22 @@ impl<F: StoreFamily> FamilyState<F> {
             return true;
         }
         let (net, mask) = Span::to_words::<F>(span);
-        let written = shared.store.update_config(&mut |config| {
-            use lb_common::family::Address;
-            let words = |a: &F::Addr| [a.word(0), a.word(1), a.word(2), a.word(3)];
-            if F::IS_V6 {
-                config.cluster_net_v6 = Address::from_words(words(&net));
-                config.cluster_mask_v6 = Address::from_words(words(&mask));
-            } else {
-                config.cluster_net_v4 = Address::from_words(words(&net));
-                config.cluster_mask_v4 = Address::from_words(words(&mask));
-            }
-        });
+        // Programs compare `(addr ^ net) & mask` and may read between two words being written. Of a wider
+        // prefix the mask goes first, of a narrower one the network: in between both prefixes match.
+        let wider = span.is_some_and(|new| self.span.is_some_and(|old| new.contains(old)));
+        let mut write = |of_mask: bool| {
+            shared.store.update_config(&mut |config| {
+                use lb_common::family::Address;
+                let words = |a: &F::Addr| [a.word(0), a.word(1), a.word(2), a.word(3)];
+                match (F::IS_V6, of_mask) {
+                    (false, false) => config.cluster_net_v4 = Address::from_words(words(&net)),
+                    (false, true) => config.cluster_mask_v4 = Address::from_words(words(&mask)),
+                    (true, false) => config.cluster_net_v6 = Address::from_words(words(&net)),
+                    (true, true) => config.cluster_mask_v6 = Address::from_words(words(&mask)),
+                }
+            })
+        };
+        let written = write(wider).and_then(|()| write(!wider));
         match written {
             Ok(()) => {
                 self.span = span;

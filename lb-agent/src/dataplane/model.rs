@@ -295,6 +295,10 @@ impl Span {
             mask: u128::MAX,
         }
     }
+    /// Whether it holds all of another.
+    pub fn contains(self, other: Span) -> bool {
+        self.mask & other.mask == self.mask && other.net & self.mask == self.net
+    }
     /// The smallest that holds both.
     #[must_use]
     pub fn join(self, other: Span) -> Self {
@@ -311,17 +315,19 @@ impl Span {
     pub fn from_words<F: Family>(net: &F::Addr, mask: &F::Addr) -> Option<Self> {
         let (net, mask) = (bits(to_ip::<F>(net)), bits(to_ip::<F>(mask)));
         let whole = !F::IS_V6 && mask == u128::MAX << 96;
-        (net & !mask == 0).then_some(Span {
+        let none = net == mask && (whole || mask == u128::MAX);
+        (net & !mask == 0 && !none).then_some(Span {
             net,
             mask: if whole { u128::MAX } else { mask },
         })
     }
-    /// As words of the configuration; with no ClusterIP `net` is all 1 and `mask` 0.
+    /// As words of the configuration; with no ClusterIP both are all 1, which is no address that
+    /// could be one.
     pub fn to_words<F: Family>(span: Option<Span>) -> (F::Addr, F::Addr) {
         match span {
             None => (
                 F::Addr::from_words([u32::MAX; 4]),
-                F::Addr::from_words([0; 4]),
+                F::Addr::from_words([u32::MAX; 4]),
             ),
             Some(span) => (
                 F::Addr::from_words(words::<F>(span.net)),

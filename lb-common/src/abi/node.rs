@@ -88,9 +88,10 @@ pub struct Config {
     pub node_v4: Addr4,
     /// The same for IPv6.
     pub node_v6: Addr6,
-    /// Smallest prefix that holds every IPv4 ClusterIP: network.
+    /// Smallest prefix that holds every IPv4 ClusterIP: network. An address is in it when
+    /// `(addr ^ net) & mask` is 0.
     pub cluster_net_v4: Addr4,
-    /// Its mask in network byte order; with no ClusterIP `net` is all 1 and `mask` 0, nothing matches.
+    /// Its mask in network byte order; with no ClusterIP both are all 1.
     pub cluster_mask_v4: Addr4,
     /// Smallest prefix that holds every IPv6 ClusterIP: network.
     pub cluster_net_v6: Addr6,

@@ -207,7 +207,7 @@ impl Ip for V4 {
 
     #[inline(always)]
     fn in_cluster_range(config: &Config, addr: &Addr4) -> bool {
-        addr.be & config.cluster_mask_v4.be == config.cluster_net_v4.be
+        (addr.be ^ config.cluster_net_v4.be) & config.cluster_mask_v4.be == 0
     }
 }
 
@@ -322,10 +322,10 @@ impl Ip for V6 {
     #[inline(always)]
     fn in_cluster_range(config: &Config, addr: &Addr6) -> bool {
         let (m, n, a) = (config.cluster_mask_v6.be, config.cluster_net_v6.be, addr.be);
-        ((a[0] & m[0]) ^ n[0])
-            | ((a[1] & m[1]) ^ n[1])
-            | ((a[2] & m[2]) ^ n[2])
-            | ((a[3] & m[3]) ^ n[3])
+        ((a[0] ^ n[0]) & m[0])
+            | ((a[1] ^ n[1]) & m[1])
+            | ((a[2] ^ n[2]) & m[2])
+            | ((a[3] ^ n[3]) & m[3])
             == 0
     }
 }

@@ -160,7 +160,11 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     if flow.check != flow_check(&key) {
         // Handed out again between lookup and read: the slow stage looks once more.
         tables.count(Counter::StaleElement);
-        return if again { Ok(Step::Slow) } else { Err(DropReason::Rewrite) };
+        return if again {
+            Ok(Step::Slow)
+        } else {
+            Err(DropReason::Rewrite)
+        };
     }
     flow::note(&entry, &flow, parsed.tcp_flags, tables.stamp());
     rewrite::translate(
@@ -492,7 +496,9 @@ fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
     let stamp = tables.stamp();
     // About every 30 s a packet goes by the stack, so that the kernel's neighbour machine confirms the
     // next hop or gives it up; spread by port, or all flows would do so at once.
-    if flow::is_due(last_use, stamp) && stamp.wrapping_add(parsed.sport.be as u32) & 31 < flow::RENEW {
+    if flow::is_due(last_use, stamp)
+        && stamp.wrapping_add(parsed.sport.be as u32) & 31 < flow::RENEW
+    {
         return Ok(Step::Pass);
     }
     let Some(hop) = packet.route::<F>(
