@@ -299,6 +299,8 @@ pub struct AgentOptions {
     pub flags: Vec<String>,
     /// `RUST_LOG`.
     pub log: String,
+    /// Its log is not printed when it is dropped.
+    pub is_quiet: bool,
 }
 
 impl Default for AgentOptions {
@@ -307,6 +309,7 @@ impl Default for AgentOptions {
             xdp: "off",
             flags: Vec::new(),
             log: std::env::var("LB_TEST_LOG").unwrap_or_else(|_| "info".into()),
+            is_quiet: false,
         }
     }
 }
@@ -643,6 +646,9 @@ impl Drop for Agent {
         if let Some(mut child) = self.child.take() {
             drop(child.kill());
             drop(child.wait());
+        }
+        if self.options.is_quiet {
+            return;
         }
         // The test runner shows what a test prints only when it fails.
         eprintln!("log of the agent of {}:\n{}", self.name, self.log());

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod bench;
+pub mod demo;
 pub mod echo;
 pub mod manifest;
 pub mod netns;
