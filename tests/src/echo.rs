@@ -7,7 +7,7 @@ use std::{
     mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
@@ -212,18 +212,18 @@ fn serve_connection(mut stream: TcpStream, peer: &SockAddr, shared: &Shared) -> 
             "source" => {
                 let mut sent = 0;
                 while sent < length {
-                    let chunk = pattern(sent, (length - sent).min(65536));
-                    stream.write_all(&chunk)?;
+                    let chunk = pattern(sent, (length - sent).min(CHUNK));
+                    stream.write_all(chunk)?;
                     sent += chunk.len();
                 }
             }
             "sink" => {
-                let mut buffer = vec![0u8; 65536];
+                let mut buffer = vec![0u8; CHUNK];
                 let mut received = 0;
                 while received < length {
                     let want = (length - received).min(buffer.len());
                     let n = stream.read(&mut buffer[..want])?;
-                    if n == 0 || buffer[..n] != pattern(received, n) {
+                    if n == 0 || buffer[..n] != *pattern(received, n) {
                         return Err(io::ErrorKind::InvalidData.into());
                     }
                     received += n;
@@ -237,11 +237,20 @@ fn serve_connection(mut stream: TcpStream, peer: &SockAddr, shared: &Shared) -> 
     }
 }
 
-/// Bytes of a stream from an offset: a lost, doubled or swapped piece shows.
-fn pattern(offset: usize, len: usize) -> Vec<u8> {
-    (offset..offset + len)
-        .map(|at| (at % 251).to_le_bytes()[0])
-        .collect()
+/// Most bytes of a stream that are written or compared at once.
+const CHUNK: usize = 65536;
+
+/// Bytes of a stream from an offset, up to [`CHUNK`]: a lost, doubled or swapped piece shows.
+fn pattern(offset: usize, len: usize) -> &'static [u8] {
+    const PERIOD: usize = 251;
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| {
+        (0..CHUNK + PERIOD)
+            .map(|at| (at % PERIOD).to_le_bytes()[0])
+            .collect()
+    });
+    let start = offset % PERIOD;
+    &bytes[start..start + len.min(CHUNK)]
 }
 
 fn serve_udp(socket: &UdpSocket, shared: &Shared) {
@@ -508,8 +517,8 @@ impl Stream {
                 self.stream.write_all(format!("sink {size}\n").as_bytes())?;
                 let mut sent = 0;
                 while sent < size {
-                    let chunk = pattern(sent, (size - sent).min(65536));
-                    self.stream.write_all(&chunk)?;
+                    let chunk = pattern(sent, (size - sent).min(CHUNK));
+                    self.stream.write_all(chunk)?;
                     sent += chunk.len();
                 }
             }
@@ -534,7 +543,7 @@ impl Stream {
             self.stream.set_read_timeout(Some(timeout))?;
             self.stream
                 .write_all(format!("source {size}\n").as_bytes())?;
-            let mut buffer = vec![0u8; 65536];
+            let mut buffer = vec![0u8; CHUNK];
             let mut received = 0;
             while received < size {
                 let want = (size - received).min(buffer.len());
@@ -542,7 +551,7 @@ impl Stream {
                 if n == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                if buffer[..n] != pattern(received, n) {
+                if buffer[..n] != *pattern(received, n) {
                     return Err(io::Error::other(format!("wrong bytes after {received}")));
                 }
                 received += n;

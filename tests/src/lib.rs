@@ -16,3 +16,4 @@ pub mod requires;
 pub mod scene;
 pub mod topology;
 pub mod wait;
+pub mod xdp_pass;

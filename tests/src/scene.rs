@@ -1,6 +1,9 @@
 //! A world with a server in every pod, agents on both nodes and the Services of a test.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -188,6 +191,50 @@ impl Scene {
             Ok(())
         })
     }
+}
+
+/// A case of a scene that several share: the scene, and the variant in words.
+pub type Case = fn(&Scene, &str) -> Result<()>;
+
+/// Builds one scene and runs the cases in it, one after the other, each to its end or its first fault.
+/// An agent's start costs more than most cases, so they share it.
+pub fn run_cases(
+    variant: &Variant,
+    objects: impl FnOnce(&World) -> Vec<Value>,
+    cases: &[(&str, Case)],
+) -> Result<()> {
+    let scene = Scene::start(variant, objects)?;
+    let what = variant.describe();
+    let mut failed = Vec::new();
+    for (name, case) in cases {
+        let start = Instant::now();
+        match case(&scene, &what) {
+            Ok(()) => eprintln!("{name}: ok, {:?}", start.elapsed()),
+            Err(error) => {
+                eprintln!("{name}: FAILED: {error:#}");
+                failed.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    Ok(())
+}
+
+/// A test for each [`Variant`] named, which runs all cases in one scene:
+/// `scenes!(objects, [plain, native], [a_case, another_case])`.
+#[macro_export]
+macro_rules! scenes {
+    ($objects:expr, [$($variant:ident),+ $(,)?], $cases:tt) => {
+        $($crate::scenes!(@one $objects, $variant, $cases);)+
+    };
+    (@one $objects:expr, $variant:ident, [$($case:ident),+ $(,)?]) => {
+        #[test]
+        fn $variant() -> ::anyhow::Result<()> {
+            $crate::require!(Root, Bpf, Cgroup2);
+            let cases: &[(&str, $crate::scene::Case)] = &[$((stringify!($case), $case)),+];
+            $crate::scene::run_cases(&$crate::scene::Variant::$variant(), $objects, cases)
+        }
+    };
 }
 
 /// What a dial to a frontend must come to.

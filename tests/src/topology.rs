@@ -26,6 +26,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     agent::Cgroup,
     netns::{NetNs, Offloads},
+    xdp_pass::XdpPass,
 };
 
 /// Name of the interface of client, nodes and pods that leads away from them.
@@ -222,6 +223,8 @@ pub struct World {
     pub nodes: [Node; 2],
     /// The switch.
     pub fabric: NetNs,
+    /// Programs on the switch's ports.
+    _ports: Vec<XdpPass>,
 }
 
 /// Set before any interface exists: no address waits for duplicate detection, nobody autoconfigures.
@@ -230,6 +233,9 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/conf/default/dad_transmits", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/all/accept_ra", "0"),
+    // A test sees more errors in a second than a peer may be told of.
+    ("ipv4/icmp_ratelimit", "0"),
+    ("ipv6/icmp/ratelimit", "0"),
 ];
 
 impl World {
@@ -268,8 +274,8 @@ impl World {
             );
         }
         fabric.ip(&batch)?;
+        let mut passes = Vec::new();
         for (port, peer) in ports {
-            // Receive offload of the switch makes it take frames that XDP sends to it.
             fabric.offloads(
                 port,
                 Offloads {
@@ -278,6 +284,10 @@ impl World {
                 },
             )?;
             peer.offloads(UPLINK, options.link_offloads())?;
+            if !options.offloads {
+                // The nodes may run native XDP. Last: a program switches its peer's TSO off for good.
+                passes.push(XdpPass::attach(&fabric, port)?);
+            }
         }
 
         client.ns.ip(&format!(
@@ -304,6 +314,7 @@ impl World {
             client,
             nodes,
             fabric,
+            _ports: passes,
         })
     }
 

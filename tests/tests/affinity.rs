@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lb_tests::{
-    echo::{Dial, Proto},
+    echo::{Datagrams, Dial, Proto},
     manifest::{Endpoint, Service, Slice},
     require,
     scene::{
@@ -97,13 +97,19 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
         for ip in Ip::BOTH {
             for proto in Proto::BOTH {
                 for from in clients {
-                    let to = (cluster_ip(ip, 1), PORT);
-                    check(
-                        &what,
-                        Dial::new(from, proto, to.into()),
-                        &[world.a().pod(1)],
-                        Seen::Anyone,
-                    )?;
+                    let dial = Dial::new(from, proto, (cluster_ip(ip, 1), PORT).into());
+                    check(&what, dial, &[world.a().pod(1)], Seen::Anyone)?;
+                    if proto == Proto::Udp {
+                        // A flow is remembered once it is confirmed, by its second datagram.
+                        let mut socket = Datagrams::open(dial)?;
+                        for _ in 0..2 {
+                            assert_eq!(
+                                socket.ask(lb_tests::scene::SOON)?.server,
+                                "a3",
+                                "{dial}, {what}"
+                            );
+                        }
+                    }
                 }
             }
         }

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Stream},
     manifest::{Endpoint, Service, Slice},
-    require,
-    scene::{Scene, TARGET, Variant, cluster_ip, cluster_ips},
+    scene::{Scene, TARGET, cluster_ip, cluster_ips},
+    scenes,
     topology::{Ip, World},
 };
 use serde_json::Value;
@@ -48,29 +48,24 @@ fn dials(world: &World, ip: Ip, number: u8) -> [Dial<'_>; 3] {
 }
 
 /// Semantics 8.14: a connected UDP socket hears that nobody listens at the backend.
-#[test]
-fn a_port_unreachable_of_the_backend_reaches_the_client() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        for ip in Ip::BOTH {
-            for number in [3, 4] {
-                for dial in dials(&scene.world, ip, number) {
-                    let udp = Dial::udp(dial.origin(), dial.destination());
-                    let outcome = udp.ask();
-                    ensure!(
-                        outcome == Err(Failure::Refused),
-                        "{udp}: {outcome:?}, {}",
-                        variant.describe()
-                    );
-                    // A RST is a plain reply.
-                    let outcome = dial.ask();
-                    ensure!(
-                        outcome == Err(Failure::Refused),
-                        "{dial}: {outcome:?}, {}",
-                        variant.describe()
-                    );
-                }
+fn a_port_unreachable_of_the_backend_reaches_the_client(scene: &Scene, what: &str) -> Result<()> {
+    for ip in Ip::BOTH {
+        for number in [3, 4] {
+            for dial in dials(&scene.world, ip, number) {
+                let udp = Dial::udp(dial.origin(), dial.destination());
+                let outcome = udp.ask();
+                ensure!(
+                    outcome == Err(Failure::Refused),
+                    "{udp}: {outcome:?}, {}",
+                    what
+                );
+                // A RST is a plain reply.
+                let outcome = dial.ask();
+                ensure!(
+                    outcome == Err(Failure::Refused),
+                    "{dial}: {outcome:?}, {}",
+                    what
+                );
             }
         }
     }
@@ -78,37 +73,32 @@ fn a_port_unreachable_of_the_backend_reaches_the_client() -> Result<()> {
 }
 
 /// Semantics 8.14, 28.42: a narrow link behind the translation, towards the backend.
-#[test]
-fn path_mtu_towards_the_backend_is_discovered() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        // Only the sending end is narrow, so that nobody learns it from the handshake.
-        world.a().host.ns.ip(&format!(
-            "route replace {} mtu 1400\nroute replace {} mtu 1400\n",
-            route(world, 0, 1, Ip::V4),
-            route(world, 0, 1, Ip::V6)
-        ))?;
-        world.b().host.ns.ip(&format!(
-            "route replace {} mtu 1400\nroute replace {} mtu 1400\n",
-            route(world, 1, 0, Ip::V4),
-            route(world, 1, 0, Ip::V6)
-        ))?;
-        for ip in Ip::BOTH {
-            for number in [1, 2] {
-                let [pod, client, _host] = dials(world, ip, number);
-                for dial in [pod, client] {
-                    let what = format!("{dial}, {}", variant.describe());
-                    let mut stream = Stream::open(dial).context(what.clone())?;
-                    let answer = stream.ask_with(500_000, PATIENCE).context(what.clone())?;
-                    assert_eq!(answer.length, 500_000, "{what}");
-                    let mss = stream.mss()?;
-                    ensure!(
-                        mss <= 1360,
-                        "{what}: segments of {mss} bytes: the narrow link was not discovered"
-                    );
-                }
+fn path_mtu_towards_the_backend_is_discovered(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    // Only the sending end is narrow, so that nobody learns it from the handshake.
+    world.a().host.ns.ip(&format!(
+        "route replace {} mtu 1400\nroute replace {} mtu 1400\n",
+        route(world, 0, 1, Ip::V4),
+        route(world, 0, 1, Ip::V6)
+    ))?;
+    world.b().host.ns.ip(&format!(
+        "route replace {} mtu 1400\nroute replace {} mtu 1400\n",
+        route(world, 1, 0, Ip::V4),
+        route(world, 1, 0, Ip::V6)
+    ))?;
+    for ip in Ip::BOTH {
+        for number in [1, 2] {
+            let [pod, client, _host] = dials(world, ip, number);
+            for dial in [pod, client] {
+                let what = format!("{dial}, {}", what);
+                let mut stream = Stream::open(dial).context(what.clone())?;
+                let answer = stream.ask_with(500_000, PATIENCE).context(what.clone())?;
+                assert_eq!(answer.length, 500_000, "{what}");
+                let mss = stream.mss()?;
+                ensure!(
+                    mss <= 1360,
+                    "{what}: segments of {mss} bytes: the narrow link was not discovered"
+                );
             }
         }
     }
@@ -116,31 +106,26 @@ fn path_mtu_towards_the_backend_is_discovered() -> Result<()> {
 }
 
 /// The same in the direction of the reply: the narrow link is the one to the client.
-#[test]
-fn path_mtu_towards_the_client_is_discovered() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let a = world.a();
-        a.host.ns.ip(&format!(
-            "route replace {} mtu 1400\nroute replace {} mtu 1400\n\
-             route add {}/32 dev eth0 mtu 1400\nroute add {}/128 dev eth0 mtu 1400\n",
-            route(world, 0, 0, Ip::V4),
-            route(world, 0, 0, Ip::V6),
-            world.client.v4,
-            world.client.v6,
-        ))?;
-        for ip in Ip::BOTH {
-            for number in [1, 2] {
-                let [pod, client, _host] = dials(world, ip, number);
-                for dial in [pod, client] {
-                    let what = format!("{dial}, {}", variant.describe());
-                    let mut stream = Stream::open(dial).context(what.clone())?;
-                    stream
-                        .fetch(500_000, PATIENCE)
-                        .with_context(|| format!("{what}: the reply is stuck"))?;
-                }
+fn path_mtu_towards_the_client_is_discovered(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    let a = world.a();
+    a.host.ns.ip(&format!(
+        "route replace {} mtu 1400\nroute replace {} mtu 1400\n\
+         route add {}/32 dev eth0 mtu 1400\nroute add {}/128 dev eth0 mtu 1400\n",
+        route(world, 0, 0, Ip::V4),
+        route(world, 0, 0, Ip::V6),
+        world.client.v4,
+        world.client.v6,
+    ))?;
+    for ip in Ip::BOTH {
+        for number in [1, 2] {
+            let [pod, client, _host] = dials(world, ip, number);
+            for dial in [pod, client] {
+                let what = format!("{dial}, {}", what);
+                let mut stream = Stream::open(dial).context(what.clone())?;
+                stream
+                    .fetch(500_000, PATIENCE)
+                    .with_context(|| format!("{what}: the reply is stuck"))?;
             }
         }
     }
@@ -156,3 +141,13 @@ fn route(world: &World, node: usize, pod: usize, ip: Ip) -> String {
     };
     format!("{} dev {device}", node.pod(pod).addr(ip))
 }
+
+scenes!(
+    objects,
+    [plain, bridge, without_offloads, native, native_bridge],
+    [
+        a_port_unreachable_of_the_backend_reaches_the_client,
+        path_mtu_towards_the_backend_is_discovered,
+        path_mtu_towards_the_client_is_discovered
+    ]
+);

@@ -11,6 +11,7 @@ use lb_tests::{
         Scene, Seen, TARGET, Variant, check, cluster_ips, expect, expect_all, expect_failure,
         external_ip, external_ips,
     },
+    scenes,
     topology::{Ip, Node, World},
 };
 use serde_json::Value;
@@ -75,40 +76,37 @@ fn objects(world: &World) -> Vec<Value> {
 }
 
 /// Semantics 8.2, 9.9: a local backend sees the client; a remote one the node that the client dialled.
-#[test]
-fn an_outside_client_reaches_local_and_remote_backends_by_every_frontend() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let (client, [a, b]) = (&world.client, [world.a(), world.b()]);
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                for frontend in LOCAL.frontends(a, ip) {
-                    expect(&what, client, proto, frontend, &[a.pod(1)], Seen::Client)?;
+fn an_outside_client_reaches_local_and_remote_backends_by_every_frontend(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
+    let world = &scene.world;
+    let (client, [a, b]) = (&world.client, [world.a(), world.b()]);
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            for frontend in LOCAL.frontends(a, ip) {
+                expect(what, client, proto, frontend, &[a.pod(1)], Seen::Client)?;
+            }
+            for frontend in REMOTE.frontends(a, ip) {
+                for _ in 0..2 {
+                    expect(
+                        what,
+                        client,
+                        proto,
+                        frontend,
+                        &[b.pod(0)],
+                        Seen::As(&a.host),
+                    )?;
                 }
-                for frontend in REMOTE.frontends(a, ip) {
-                    for _ in 0..2 {
-                        expect(
-                            &what,
-                            client,
-                            proto,
-                            frontend,
-                            &[b.pod(0)],
-                            Seen::As(&a.host),
-                        )?;
-                    }
-                }
-                // By the other node's NodePort the roles are swapped.
-                let [on_b, ..] = REMOTE.frontends(b, ip);
-                expect(&what, client, proto, on_b, &[b.pod(0)], Seen::Client)?;
-                let [on_b, ..] = LOCAL.frontends(b, ip);
-                expect(&what, client, proto, on_b, &[a.pod(1)], Seen::As(&b.host))?;
-                for frontend in MIXED.frontends(a, ip) {
-                    let mixed = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
-                    expect_all(&what, client, proto, frontend, &mixed, Seen::Anyone)?;
-                }
+            }
+            // By the other node's NodePort the roles are swapped.
+            let [on_b, ..] = REMOTE.frontends(b, ip);
+            expect(what, client, proto, on_b, &[b.pod(0)], Seen::Client)?;
+            let [on_b, ..] = LOCAL.frontends(b, ip);
+            expect(what, client, proto, on_b, &[a.pod(1)], Seen::As(&b.host))?;
+            for frontend in MIXED.frontends(a, ip) {
+                let mixed = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
+                expect_all(what, client, proto, frontend, &mixed, Seen::Anyone)?;
             }
         }
     }
@@ -116,21 +114,15 @@ fn an_outside_client_reaches_local_and_remote_backends_by_every_frontend() -> Re
 }
 
 /// Semantics 8.2, 9.9: the source of a pod of this node is kept, whatever the frontend.
-#[test]
-fn a_pod_reaches_the_external_frontends_of_its_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let [a, b] = [scene.world.a(), scene.world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                for frontend in LOCAL.frontends(a, ip) {
-                    expect(&what, a.pod(0), proto, frontend, &[a.pod(1)], Seen::Client)?;
-                }
-                for frontend in REMOTE.frontends(a, ip) {
-                    expect(&what, a.pod(0), proto, frontend, &[b.pod(0)], Seen::Client)?;
-                }
+fn a_pod_reaches_the_external_frontends_of_its_node(scene: &Scene, what: &str) -> Result<()> {
+    let [a, b] = [scene.world.a(), scene.world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            for frontend in LOCAL.frontends(a, ip) {
+                expect(what, a.pod(0), proto, frontend, &[a.pod(1)], Seen::Client)?;
+            }
+            for frontend in REMOTE.frontends(a, ip) {
+                expect(what, a.pod(0), proto, frontend, &[b.pod(0)], Seen::Client)?;
             }
         }
     }
@@ -139,20 +131,14 @@ fn a_pod_reaches_the_external_frontends_of_its_node() -> Result<()> {
 
 /// Semantics 8.7: another node's NodePort is that node's business, and there the pod is a client from
 /// outside.
-#[test]
-fn a_pod_reaches_the_node_ports_of_another_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let [a, b] = [scene.world.a(), scene.world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                let [to_b, ..] = REMOTE.frontends(b, ip);
-                expect(&what, a.pod(0), proto, to_b, &[b.pod(0)], Seen::Client)?;
-                let [to_b, ..] = LOCAL.frontends(b, ip);
-                expect(&what, a.pod(0), proto, to_b, &[a.pod(1)], Seen::As(&b.host))?;
-            }
+fn a_pod_reaches_the_node_ports_of_another_node(scene: &Scene, what: &str) -> Result<()> {
+    let [a, b] = [scene.world.a(), scene.world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let [to_b, ..] = REMOTE.frontends(b, ip);
+            expect(what, a.pod(0), proto, to_b, &[b.pod(0)], Seen::Client)?;
+            let [to_b, ..] = LOCAL.frontends(b, ip);
+            expect(what, a.pod(0), proto, to_b, &[a.pod(1)], Seen::As(&b.host))?;
         }
     }
     Ok(())
@@ -189,46 +175,39 @@ fn masquerade_kube_proxy_hides_clients_of_external_frontends() -> Result<()> {
 }
 
 /// Segmentation offload, full windows, and (with XDP) packets that must stay in order.
-#[test]
-fn large_transfers_through_a_node_port_are_whole() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
+fn large_transfers_through_a_node_port_are_whole(scene: &Scene, what: &str) -> Result<()> {
     let patience = Duration::from_secs(20);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        for ip in Ip::BOTH {
-            for case in [LOCAL, REMOTE] {
-                let [frontend, ..] = case.frontends(scene.world.a(), ip);
-                let dial = Dial::tcp(&scene.world.client, frontend.into());
-                let mut stream = Stream::open(dial)?;
-                assert_eq!(
-                    stream.ask_with(3_000_000, patience)?.length,
-                    3_000_000,
-                    "{dial}, {}",
-                    variant.describe()
-                );
-                stream.fetch(3_000_000, patience)?;
-            }
+    for ip in Ip::BOTH {
+        for case in [LOCAL, REMOTE] {
+            let [frontend, ..] = case.frontends(scene.world.a(), ip);
+            let dial = Dial::tcp(&scene.world.client, frontend.into());
+            let mut stream = Stream::open(dial)?;
+            assert_eq!(
+                stream.ask_with(3_000_000, patience)?.length,
+                3_000_000,
+                "{dial}, {}",
+                what
+            );
+            stream.fetch(3_000_000, patience)?;
         }
     }
     Ok(())
 }
 
 /// Semantics 8.15, from outside and with source translation.
-#[test]
-fn fragmented_datagrams_from_outside_reach_one_backend_and_come_back() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let [a, b] = [scene.world.a(), scene.world.b()];
-        for ip in Ip::BOTH {
-            for size in [2_000, 9_000] {
-                for (case, backend) in [(LOCAL, a.pod(1)), (REMOTE, b.pod(0))] {
-                    for frontend in case.frontends(a, ip) {
-                        let dial = Dial::udp(&scene.world.client, frontend.into()).size(size);
-                        let what = format!("{}, {size} bytes", variant.describe());
-                        let answer = check(&what, dial, &[backend], Seen::Anyone)?;
-                        assert_eq!(answer.length, size);
-                    }
+fn fragmented_datagrams_from_outside_reach_one_backend_and_come_back(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
+    let [a, b] = [scene.world.a(), scene.world.b()];
+    for ip in Ip::BOTH {
+        for size in [2_000, 9_000] {
+            for (case, backend) in [(LOCAL, a.pod(1)), (REMOTE, b.pod(0))] {
+                for frontend in case.frontends(a, ip) {
+                    let dial = Dial::udp(&scene.world.client, frontend.into()).size(size);
+                    let what = format!("{}, {size} bytes", what);
+                    let answer = check(&what, dial, &[backend], Seen::Anyone)?;
+                    assert_eq!(answer.length, size);
                 }
             }
         }
@@ -237,25 +216,20 @@ fn fragmented_datagrams_from_outside_reach_one_backend_and_come_back() -> Result
 }
 
 /// Semantics 11.4, 14.10: ports of node and external addresses that no Service has are the host's.
-#[test]
-fn undefined_ports_of_external_addresses_are_left_to_the_host() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    let scene = Scene::start(&Variant::native(), objects)?;
+fn undefined_ports_of_external_addresses_are_left_to_the_host(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
     let world = &scene.world;
     for ip in Ip::BOTH {
         for proto in Proto::BOTH {
-            let what = "a port of the node that nothing listens on";
-            expect_failure(
-                what,
-                &world.client,
-                proto,
-                (world.a().host.addr(ip), 30999),
-                &Failure::Refused,
-            )?;
+            let what = format!("a port of the node that nothing listens on, {what}");
+            let to = (world.a().host.addr(ip), 30999);
+            expect_failure(&what, &world.client, proto, to, &Failure::Refused)?;
             // Not ours: routed on to where nobody answers.
-            let what = "an externalIP's other port";
+            let what = format!("an externalIP's other port, {what}");
             expect_failure(
-                what,
+                &what,
                 &world.client,
                 proto,
                 (external_ip(ip, 11), 81),
@@ -355,3 +329,16 @@ fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()
     }
     Ok(())
 }
+
+scenes!(
+    objects,
+    [plain, bridge, without_offloads, native, native_bridge],
+    [
+        an_outside_client_reaches_local_and_remote_backends_by_every_frontend,
+        a_pod_reaches_the_external_frontends_of_its_node,
+        a_pod_reaches_the_node_ports_of_another_node,
+        large_transfers_through_a_node_port_are_whole,
+        fragmented_datagrams_from_outside_reach_one_backend_and_come_back,
+        undefined_ports_of_external_addresses_are_left_to_the_host
+    ]
+);

@@ -11,6 +11,7 @@ use lb_tests::{
         Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all, expect_failure,
         external_ip, external_ips,
     },
+    scenes,
     topology::{Ip, Node, World},
 };
 use serde_json::Value;
@@ -67,188 +68,164 @@ fn objects(world: &World) -> Vec<Value> {
 }
 
 /// Semantics 8.2, 9.4: only this node's backends, and they see the client.
-#[test]
-fn external_local_keeps_outside_clients_on_the_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let [a, b] = [world.a(), world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                for frontend in frontends(a, EXTERNAL, ip) {
-                    expect_all(
-                        &what,
-                        &world.client,
-                        proto,
-                        frontend,
-                        &[a.pod(1), a.pod(2)],
-                        Seen::Client,
-                    )?;
-                }
-                let [on_b, ..] = frontends(b, EXTERNAL, ip);
+fn external_local_keeps_outside_clients_on_the_node(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    let [a, b] = [world.a(), world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            for frontend in frontends(a, EXTERNAL, ip) {
                 expect_all(
-                    &what,
+                    what,
                     &world.client,
                     proto,
-                    on_b,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::Client,
-                )?;
-                // The ClusterIP is not concerned (8.5).
-                let all = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
-                expect_all(
-                    &what,
-                    a.pod(0),
-                    proto,
-                    (cluster_ip(ip, EXTERNAL), PORT),
-                    &all,
+                    frontend,
+                    &[a.pod(1), a.pod(2)],
                     Seen::Client,
                 )?;
             }
+            let [on_b, ..] = frontends(b, EXTERNAL, ip);
+            expect_all(
+                what,
+                &world.client,
+                proto,
+                on_b,
+                &[b.pod(0), b.pod(1)],
+                Seen::Client,
+            )?;
+            // The ClusterIP is not concerned (8.5).
+            let all = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
+            expect_all(
+                what,
+                a.pod(0),
+                proto,
+                (cluster_ip(ip, EXTERNAL), PORT),
+                &all,
+                Seen::Client,
+            )?;
         }
     }
     Ok(())
 }
 
 /// Semantics 10.2: silence, so that a client behind a load balancer tries again.
-#[test]
-fn external_local_without_a_local_endpoint_drops_outside_clients() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in [Variant::plain(), Variant::native()] {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let [a, b] = [world.a(), world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                for frontend in frontends(a, EXTERNAL_ELSEWHERE, ip) {
-                    expect_failure(&what, &world.client, proto, frontend, &Failure::TimedOut)?;
-                }
-                let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
-                expect(
-                    &what,
-                    &world.client,
-                    proto,
-                    on_b,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::Client,
-                )?;
+fn external_local_without_a_local_endpoint_drops_outside_clients(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
+    let world = &scene.world;
+    let [a, b] = [world.a(), world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            for frontend in frontends(a, EXTERNAL_ELSEWHERE, ip) {
+                expect_failure(what, &world.client, proto, frontend, &Failure::TimedOut)?;
             }
+            let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
+            expect(
+                what,
+                &world.client,
+                proto,
+                on_b,
+                &[b.pod(0), b.pod(1)],
+                Seen::Client,
+            )?;
         }
     }
     Ok(())
 }
 
 /// Semantics 8.6, 10.3, 28.1: pods and processes of a node get what a load balancer would give them.
-#[test]
-fn external_local_is_short_circuited_for_pods_and_processes_of_the_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let [a, b] = [scene.world.a(), scene.world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                for frontend in frontends(a, EXTERNAL_ELSEWHERE, ip) {
-                    for from in [a.pod(0), &a.host] {
-                        expect(
-                            &what,
-                            from,
-                            proto,
-                            frontend,
-                            &[b.pod(0), b.pod(1)],
-                            Seen::Client,
-                        )?;
-                    }
+fn external_local_is_short_circuited_for_pods_and_processes_of_the_node(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
+    let [a, b] = [scene.world.a(), scene.world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            for frontend in frontends(a, EXTERNAL_ELSEWHERE, ip) {
+                for from in [a.pod(0), &a.host] {
+                    expect(
+                        what,
+                        from,
+                        proto,
+                        frontend,
+                        &[b.pod(0), b.pod(1)],
+                        Seen::Client,
+                    )?;
                 }
-                // 28.4, 8.8: a pod is an outside client of another node: served where a backend is, not
-                // served where none is.
-                let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
-                expect(
-                    &what,
-                    a.pod(0),
-                    proto,
-                    on_b,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::Client,
-                )?;
-                let [on_a, ..] = frontends(a, EXTERNAL_ELSEWHERE, ip);
-                expect_failure(&what, b.pod(2), proto, on_a, &Failure::TimedOut)?;
             }
+            // 28.4, 8.8: a pod is an outside client of another node: served where a backend is, not
+            // served where none is.
+            let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
+            expect(
+                what,
+                a.pod(0),
+                proto,
+                on_b,
+                &[b.pod(0), b.pod(1)],
+                Seen::Client,
+            )?;
+            let [on_a, ..] = frontends(a, EXTERNAL_ELSEWHERE, ip);
+            expect_failure(what, b.pod(2), proto, on_a, &Failure::TimedOut)?;
         }
     }
     Ok(())
 }
 
 /// Semantics 8.2, 8.5: ClusterIP stays on the node; the external frontends are not concerned.
-#[test]
-fn internal_local_keeps_cluster_ip_traffic_on_the_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in Variant::all() {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let [a, b] = [world.a(), world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                let to = (cluster_ip(ip, INTERNAL), PORT);
-                let local = [a.pod(1), a.pod(2)];
-                expect_all(&what, a.pod(0), proto, to, &local, Seen::Client)?;
-                expect_all(&what, &a.host, proto, to, &local, Seen::Anyone)?;
-                expect_all(&what, &world.client, proto, to, &local, Seen::Client)?;
-                expect_all(
-                    &what,
-                    b.pod(2),
-                    proto,
-                    to,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::Client,
-                )?;
-                let [node_port, ..] = frontends(a, INTERNAL, ip);
-                let all = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
-                expect_all(&what, &world.client, proto, node_port, &all, Seen::Anyone)?;
-            }
+fn internal_local_keeps_cluster_ip_traffic_on_the_node(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    let [a, b] = [world.a(), world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let to = (cluster_ip(ip, INTERNAL), PORT);
+            let local = [a.pod(1), a.pod(2)];
+            expect_all(what, a.pod(0), proto, to, &local, Seen::Client)?;
+            expect_all(what, &a.host, proto, to, &local, Seen::Anyone)?;
+            expect_all(what, &world.client, proto, to, &local, Seen::Client)?;
+            expect_all(
+                what,
+                b.pod(2),
+                proto,
+                to,
+                &[b.pod(0), b.pod(1)],
+                Seen::Client,
+            )?;
+            let [node_port, ..] = frontends(a, INTERNAL, ip);
+            let all = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)];
+            expect_all(what, &world.client, proto, node_port, &all, Seen::Anyone)?;
         }
     }
     Ok(())
 }
 
 /// Semantics 10.2, 10.4; a socket hook can only fail the call.
-#[test]
-fn internal_local_without_a_local_endpoint_drops() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
-    for variant in [Variant::plain(), Variant::native()] {
-        let scene = Scene::start(&variant, objects)?;
-        let world = &scene.world;
-        let [a, b] = [world.a(), world.b()];
-        let what = variant.describe();
-        for ip in Ip::BOTH {
-            for proto in Proto::BOTH {
-                let to = (cluster_ip(ip, INTERNAL_ELSEWHERE), PORT);
-                for from in [a.pod(0), &world.client] {
-                    expect_failure(&what, from, proto, to, &Failure::TimedOut)?;
-                }
-                expect_failure(&what, &a.host, proto, to, &Failure::NotPermitted)?;
-                expect(
-                    &what,
-                    b.pod(2),
-                    proto,
-                    to,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::Client,
-                )?;
-                let [node_port, ..] = frontends(a, INTERNAL_ELSEWHERE, ip);
-                expect(
-                    &what,
-                    &world.client,
-                    proto,
-                    node_port,
-                    &[b.pod(0), b.pod(1)],
-                    Seen::As(&a.host),
-                )?;
+fn internal_local_without_a_local_endpoint_drops(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    let [a, b] = [world.a(), world.b()];
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let to = (cluster_ip(ip, INTERNAL_ELSEWHERE), PORT);
+            for from in [a.pod(0), &world.client] {
+                expect_failure(what, from, proto, to, &Failure::TimedOut)?;
             }
+            expect_failure(what, &a.host, proto, to, &Failure::NotPermitted)?;
+            expect(
+                what,
+                b.pod(2),
+                proto,
+                to,
+                &[b.pod(0), b.pod(1)],
+                Seen::Client,
+            )?;
+            let [node_port, ..] = frontends(a, INTERNAL_ELSEWHERE, ip);
+            expect(
+                what,
+                &world.client,
+                proto,
+                node_port,
+                &[b.pod(0), b.pod(1)],
+                Seen::As(&a.host),
+            )?;
         }
     }
     Ok(())
@@ -300,3 +277,15 @@ fn a_terminating_local_endpoint_serves_local_traffic_only() -> Result<()> {
     }
     Ok(())
 }
+
+scenes!(
+    objects,
+    [plain, bridge, without_offloads, native, native_bridge],
+    [
+        external_local_keeps_outside_clients_on_the_node,
+        external_local_without_a_local_endpoint_drops_outside_clients,
+        external_local_is_short_circuited_for_pods_and_processes_of_the_node,
+        internal_local_keeps_cluster_ip_traffic_on_the_node,
+        internal_local_without_a_local_endpoint_drops
+    ]
+);
