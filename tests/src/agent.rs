@@ -413,6 +413,8 @@ impl Agent {
             ])
             .args(&self.options.flags)
             .env("RUST_LOG", &self.options.log)
+            .env("LB_RUN_DIR", self.run_dir())
+            .env("LB_RUN_DIR", self.home.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -530,6 +532,16 @@ impl Agent {
         self.bpffs.path()
     }
 
+    /// Where it keeps what it tells its commands: `LB_RUN_DIR`.
+    pub fn run_dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Where its state file is, in place of `/run/lb-agent`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.home.path().join("run")
+    }
+
     /// Its cgroup.
     pub fn cgroup(&self) -> &Arc<Cgroup> {
         &self.cgroup
@@ -566,6 +578,7 @@ impl Agent {
             .args(args)
             .arg("--bpffs")
             .arg(self.bpffs.path())
+            .env("LB_RUN_DIR", self.home.path())
             .output()?)
     }
 

@@ -59,7 +59,8 @@ fn functions(stage: &Stage) -> Result<String> {
         // Writing to a string cannot fail.
         writeln!(
             text,
-            "agent_{letter}() {{ nsenter --net={} {} \"$@\" --bpffs {}; }}",
+            "agent_{letter}() {{ LB_RUN_DIR={} nsenter --net={} {} \"$@\" --bpffs {}; }}",
+            agent.run_dir().display(),
             node.host.ns.path().display(),
             binary.display(),
             agent.bpffs().display(),
