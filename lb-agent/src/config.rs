@@ -151,7 +151,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     pub flow_table_size: String,
     /// Most frontends of a family (address, port, protocol)
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub max_frontends: u32,
     /// Most backends of a family
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]

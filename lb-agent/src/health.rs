@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,14 +19,21 @@ use tokio::{
 };
 
 use crate::{
+    bpf::maps::MapResult,
     desired::state::IpFamily,
-    telemetry::metrics::{Counters, family},
+    hooks::chain,
+    telemetry::{
+        board::Board,
+        metrics::{Counters, Metrics, Text, render_process, render_services, render_unserved},
+    },
 };
 
 /// Work that is pending this long is a sick data path (16.3).
 const STALE: Duration = Duration::from_secs(60);
 /// A client has this long to send its request and to take the answer.
 const REQUEST: Duration = Duration::from_secs(5);
+/// Between two tries to bind an address.
+const REBIND: Duration = Duration::from_secs(5);
 /// Most connections served at a time, over both ports; more of them wait.
 const CONNECTIONS: usize = 64;
 
@@ -44,11 +52,16 @@ pub struct Shared {
     healthz: [AtomicU64; 2],
     livez: [AtomicU64; 2],
     counters: Mutex<Option<Counters>>,
+    /// What `/metrics` shows of the loop.
+    pub metrics: Metrics,
+    /// What the state file and `/metrics` show of Services and interfaces.
+    pub board: Board,
 }
 
 impl Shared {
     /// Work is pending for a family; only the oldest moment counts (16.2).
     pub fn queued(&self, family: IpFamily) {
+        self.metrics.queued(family);
         lock(&self.syncs)[family.index()]
             .queued
             .get_or_insert_with(Instant::now);
@@ -63,6 +76,11 @@ impl Shared {
     /// The first complete state is in the maps.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);
+        self.board.touch();
+    }
+    /// Whether it is.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
     }
     /// Whether load balancers may send to this node (16.5).
     pub fn set_eligible(&self, eligible: bool) {
@@ -132,35 +150,53 @@ impl Shared {
         match path {
             "/healthz" => Answer::text(200, "ok"),
             "/proxyMode" => Answer::text(200, "ebpf"),
-            "/metrics" => {
-                let mut body = String::new();
-                if let Some(counters) = &*lock(&self.counters) {
-                    match counters.read() {
-                        Ok(values) => values.render(&mut body),
-                        Err(error) => return Answer::text(500, &error.to_string()),
-                    }
-                }
-                for (name, answers) in [
-                    ("kubeproxy_proxy_healthz_total", &self.healthz),
-                    ("kubeproxy_proxy_livez_total", &self.livez),
-                ] {
-                    let count = |at: usize| answers[at].load(Ordering::Relaxed);
-                    family(
-                        &mut body,
-                        name,
-                        "Answers by status code.",
-                        "code",
-                        &[("200", count(0)), ("503", count(1))],
-                    );
-                }
-                Answer {
+            "/metrics" => match self.page() {
+                Ok(body) => Answer {
                     code: 200,
                     kind: "text/plain; version=0.0.4; charset=utf-8",
                     body,
-                }
-            }
+                },
+                Err(error) => Answer::text(500, &chain(&error)),
+            },
             _ => Answer::text(404, "not found"),
         }
+    }
+
+    /// All metrics.
+    fn page(&self) -> MapResult<String> {
+        let mut out = Text::default();
+        self.metrics.render(&mut out);
+        for (name, answers) in [
+            ("kubeproxy_proxy_healthz_total", &self.healthz),
+            ("kubeproxy_proxy_livez_total", &self.livez),
+        ] {
+            out.head(name, "counter", "Answers by status code.");
+            for (code, count) in ["200", "503"].into_iter().zip(answers) {
+                out.row(name, &[("code", code)], count.load(Ordering::Relaxed));
+            }
+        }
+        out.head("lb_manifest_errors", "gauge", "Manifest files that cannot be used.");
+        out.row("lb_manifest_errors", &[], self.board.manifest_problems().len());
+        let interfaces = self.board.interfaces();
+        out.head("lb_interfaces", "gauge", "Interfaces by how they are served: by tc and XDP, by tc alone, or not.");
+        for state in ["tc+xdp", "tc", "failed"] {
+            let count = interfaces.iter().filter(|interface| interface.state() == state).count();
+            out.row("lb_interfaces", &[("state", state)], count);
+        }
+        render_unserved(&mut out, &self.board.unserved());
+        if let Some(counters) = &*lock(&self.counters) {
+            counters.read()?.render(&mut out);
+            let mut services = Vec::new();
+            for (port, id) in self.board.names() {
+                let stats = counters.service(id)?;
+                if stats.packets + stats.flows > 0 {
+                    services.push((port, stats));
+                }
+            }
+            render_services(&mut out, &services);
+        }
+        render_process(&mut out);
+        Ok(out.into_string())
     }
 }
 
@@ -169,7 +205,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// RFC 3339 in UTC; year 1 for "never", as Kubernetes writes it.
-fn time(at: Option<SystemTime>) -> String {
+pub fn time(at: Option<SystemTime>) -> String {
     let Some(since) = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) else {
         return "0001-01-01T00:00:00Z".to_owned();
     };
@@ -219,13 +255,26 @@ impl Answer {
     }
 }
 
-/// Serves both ports for as long as it is polled.
-pub async fn serve(health: TcpListener, metrics: TcpListener, shared: Arc<Shared>) {
+/// Serves both addresses for as long as it is polled. An address that cannot be bound is tried again every five
+/// seconds (16.10).
+pub async fn serve(health: SocketAddr, metrics: SocketAddr, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::join!(
-        accept(health, shared.clone(), room.clone(), Shared::answer_health),
-        accept(metrics, shared, room, Shared::answer_metrics)
+        async { accept(bind(health).await, shared.clone(), room.clone(), Shared::answer_health).await },
+        async { accept(bind(metrics).await, shared.clone(), room.clone(), Shared::answer_metrics).await },
     );
+}
+
+async fn bind(addr: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                tracing::error!(%addr, "cannot listen: {error}; trying again in {} s", REBIND.as_secs());
+            }
+        }
+        tokio::time::sleep(REBIND).await;
+    }
 }
 
 async fn accept(
@@ -339,13 +388,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_gets_an_answer() {
-        let health = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let metrics = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = metrics.local_addr().unwrap();
-        tokio::spawn(serve(health, metrics, Arc::default()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let room = Arc::new(Semaphore::new(1));
+        tokio::spawn(accept(listener, Arc::default(), room, Shared::answer_metrics));
         let mut client = TcpStream::connect(addr).await.unwrap();
         client
-            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             .await
             .unwrap();
         let mut text = String::new();
@@ -353,9 +402,8 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        assert!(
-            text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nok"),
-            "{text}"
-        );
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+        assert!(text.contains("\nlb_manifest_errors 0\n"), "{text}");
+        assert!(text.contains("\nkubeproxy_proxy_healthz_total{code=\"200\"} 0\n"), "{text}");
     }
 }

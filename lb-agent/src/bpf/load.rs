@@ -173,8 +173,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Makes or adopts the maps. No program is loaded yet.
-    pub fn new(bpffs: &Path, sizes: &Sizes) -> Result<Loaded, LoadError> {
+    /// Makes or adopts the maps. No program is loaded yet. `set_retval`: the kernel has `bpf_set_retval`.
+    pub fn new(bpffs: &Path, sizes: &Sizes, set_retval: bool) -> Result<Loaded, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
@@ -196,11 +196,14 @@ impl Loaded {
             loader.map_max_entries(name, size);
             loader.map_pin_path(name, dir.join(name));
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| match io_cause(&error) {
+        // A constant to the verifier, which removes the call where the kernel has no such helper.
+        let has_set_retval = u8::from(set_retval);
+        loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+        let ebpf = loader.load(OBJECT).map_err(|error| match io_cause(&error) {
             Some(libc::EPERM) => LoadError::Privilege(io::Error::from_raw_os_error(libc::EPERM)),
             _ => LoadError::Maps(Box::new(error)),
         })?;
-        let tails = [names::TAILS_XDP, names::TAILS_TC].map(|name| Ok((name, take_prog_array(&mut ebpf, name)?)));
+        let tails = [names::TAILS_XDP, names::TAILS_TC].map(|name| Ok((name, prog_array(&ebpf, name)?)));
         let tails = tails.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(Loaded { dir, ebpf, programs: HashMap::new(), tails, kept_sizes, adopted })
     }
@@ -218,6 +221,11 @@ impl Loaded {
             self.programs.insert(name, fd);
         }
         self.programs.get(name).map(AsFd::as_fd).ok_or(LoadError::Absent { what: "program", name })
+    }
+
+    /// The descriptor of a program that was loaded before.
+    pub fn loaded(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+        self.programs.get(name).map(AsFd::as_fd).ok_or(LoadError::Absent { what: "loaded program", name })
     }
 
     fn load_tails(&mut self, caller: &'static str) -> Result<(), LoadError> {
@@ -324,9 +332,10 @@ fn check_pinned(
     Ok(true)
 }
 
-fn take_prog_array(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
+fn prog_array(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     let absent = LoadError::Absent { what: "map", name };
-    let Some(Map::ProgramArray(map)) = ebpf.take_map(name) else { return Err(absent) };
+    // Left in its place: closing it would pull the descriptor from under the programs' relocations.
+    let Some(Map::ProgramArray(map)) = ebpf.map(name) else { return Err(absent) };
     map.fd().as_fd().try_clone_to_owned().map_err(|source| LoadError::Pin { what: "keep", path: name.into(), source })
 }
 

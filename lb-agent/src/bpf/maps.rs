@@ -373,7 +373,9 @@ impl<V: Plain> MappedArray<V> {
     /// Opens a pinned array, checks its type and maps it.
     pub fn open(dir: &Path, name: &'static str, access: Access) -> MapResult<Self> {
         const { assert!(size_of::<V>().is_multiple_of(4)) };
-        let map = TypedMap::<u32, V>::open(dir, name, access)?;
+        // The kernel maps memory of a map only by a descriptor that may write; a reader's mapping is
+        // protected against its own writes below.
+        let map = TypedMap::<u32, V>::open(dir, name, Access::Write)?;
         check(name, "type", map.info.map_type, sys::map_type::ARRAY)?;
         check(name, "flags", map.info.map_flags & sys::F_MMAPABLE, sys::F_MMAPABLE)?;
         let stride = size_of::<V>().next_multiple_of(8);

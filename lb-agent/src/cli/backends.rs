@@ -1,4 +1,4 @@
-//! `backends`: every backend id that names a service port.
+//! `backends`: every backend id that names an endpoint of a service port.
 
 use std::net::SocketAddr;
 
@@ -9,18 +9,32 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use super::table::{Output, Shown, print};
-use crate::bpf::maps::{MapResult, MappedArray, Maps};
+use super::{
+    View,
+    table::{NOTHING, Shown, family_name, print},
+};
+use crate::{
+    bpf::maps::{MapResult, MappedArray, Plain},
+    telemetry::state::Names,
+};
 
 /// A backend.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
 pub struct Row {
-    /// Its id within its family.
-    pub id: u32,
-    /// Address and port.
-    pub backend: SocketAddr,
+    /// Namespace of its Service; absent where the name is not known.
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    pub service: Option<String>,
+    /// Name of the port; empty for an unnamed one.
+    pub port: Option<String>,
     /// Service port that the id belongs to.
     pub service_id: u32,
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
+    /// Address and port.
+    pub backend: SocketAddr,
+    /// Its id within its family.
+    pub id: u32,
     /// How often the id got another meaning.
     pub generation: u32,
     /// On this node.
@@ -36,15 +50,20 @@ pub struct Row {
 }
 
 impl Row {
-    fn new<F: Family>(id: u32, backend: &Backend<F>) -> Row
+    fn new<F: Family>(id: u32, backend: &Backend<F>, names: &Names) -> Row
     where
         F::Addr: Shown,
     {
         let has = |flag| backend.state & flag != 0;
+        let name = names.name(backend.service_id);
         Row {
-            id,
-            backend: SocketAddr::new(backend.addr.ip(), backend.port.to_host()),
+            namespace: name.map(|name| name.namespace.clone()),
+            service: name.map(|name| name.name.clone()),
+            port: name.map(|name| name.port.clone()),
             service_id: backend.service_id,
+            family: family_name::<F>(),
+            backend: SocketAddr::new(backend.addr.ip(), backend.port.to_host()),
+            id,
             generation: backend.generation() / BackendState::GENERATION_STEP,
             local: has(BackendState::LOCAL),
             host: has(BackendState::HOST),
@@ -53,56 +72,68 @@ impl Row {
             usable: has(BackendState::USABLE),
         }
     }
-    fn flags(&self) -> String {
-        let flags = [
-            (self.local, "local"),
-            (self.host, "host"),
-            (self.in_cluster, "in-cluster"),
-            (self.in_local, "in-local"),
-            (self.usable, "usable"),
-        ];
-        flags
-            .into_iter()
-            .filter(|(on, _)| *on)
-            .map(|(_, name)| name)
-            .collect::<Vec<_>>()
-            .join(",")
+    fn place(&self) -> &'static str {
+        match (self.local, self.host) {
+            (_, true) => "this node's host",
+            (true, false) => "this node",
+            (false, false) => "remote",
+        }
+    }
+    fn lists(&self) -> &'static str {
+        match (self.in_cluster, self.in_local) {
+            (true, true) => "Cluster, Local",
+            (true, false) => "Cluster",
+            (false, true) => "Local",
+            (false, false) => NOTHING,
+        }
+    }
+    fn state(&self) -> &'static str {
+        match (self.in_cluster || self.in_local, self.usable) {
+            (true, _) => "in use",
+            // It takes no new flows; those that it has go on.
+            (false, true) => "drains",
+            (false, false) => "gone",
+        }
     }
 }
 
-fn family<F: Family>(map: &MappedArray<Backend<F>>, rows: &mut Vec<Row>) -> MapResult<()>
+fn family<F: Family>(map: &MappedArray<Backend<F>>, names: &Names, rows: &mut Vec<Row>) -> MapResult<()>
 where
     F::Addr: Shown,
-    Backend<F>: crate::bpf::maps::Plain,
+    Backend<F>: Plain,
 {
     for id in 1..map.max_entries() {
         let backend = map.read(id)?;
         if backend.service_id != 0 {
-            rows.push(Row::new(id, &backend));
+            rows.push(Row::new(id, &backend, names));
         }
     }
     Ok(())
 }
 
-/// Prints the backends of both families.
-pub fn backends(maps: &Maps, output: Output) -> Result<()> {
+/// Prints the backends of both families, of all namespaces or of one.
+pub fn backends(view: &View, namespace: Option<&str>) -> Result<()> {
     let mut rows = Vec::new();
-    family(&maps.v4.backends, &mut rows)?;
-    family(&maps.v6.backends, &mut rows)?;
-    print(
-        output,
-        ["ID", "BACKEND", "SERVICE", "GENERATION", "FLAGS"],
-        &rows,
-        |r| {
-            [
-                r.id.to_string(),
-                r.backend.to_string(),
-                r.service_id.to_string(),
-                r.generation.to_string(),
-                r.flags(),
-            ]
-        },
-    )
+    family(&view.maps.v4.backends, &view.names, &mut rows)?;
+    family(&view.maps.v6.backends, &view.names, &mut rows)?;
+    rows.retain(|row| namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace)));
+    rows.sort_by_cached_key(|row| {
+        let name = (row.namespace.clone(), row.service.clone(), row.port.clone());
+        (row.namespace.is_none(), name, row.family, row.service_id, row.backend.ip(), row.backend.port(), row.id)
+    });
+    let heads = ["SERVICE", "FAMILY", "BACKEND", "STATE", "LISTS", "WHERE", "ID", "GENERATION"];
+    print(view.output, heads, &rows, |r| {
+        [
+            view.names.full(r.service_id),
+            r.family.into(),
+            r.backend.to_string(),
+            r.state().into(),
+            r.lists().into(),
+            r.place().into(),
+            r.id.to_string(),
+            r.generation.to_string(),
+        ]
+    })
 }
 
 #[cfg(test)]
@@ -111,21 +142,22 @@ mod tests {
 
     use super::*;
 
+    fn row(flags: u32) -> Row {
+        let addr = std::net::Ipv4Addr::new(10, 0, 0, 9);
+        let state = 3 * BackendState::GENERATION_STEP | flags;
+        Row::new(4, &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7), &Names::default())
+    }
+
     #[test]
     fn a_row_splits_generation_and_flags() {
-        let addr = std::net::Ipv4Addr::new(10, 0, 0, 9);
-        let state = 3 * BackendState::GENERATION_STEP | BackendState::LOCAL | BackendState::USABLE;
-        let row = Row::new(
-            4,
-            &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7),
-        );
-        assert_eq!(
-            (
-                row.backend.to_string().as_str(),
-                row.generation,
-                row.flags().as_str()
-            ),
-            ("10.0.0.9:8080", 3, "local,usable")
-        );
+        let row = row(BackendState::LOCAL | BackendState::USABLE | BackendState::IN_CLUSTER);
+        assert_eq!((row.backend.to_string().as_str(), row.generation, row.family), ("10.0.0.9:8080", 3, "IPv4"));
+        assert_eq!((row.place(), row.lists(), row.state()), ("this node", "Cluster", "in use"));
+    }
+
+    #[test]
+    fn a_backend_out_of_its_lists_drains_while_it_is_usable() {
+        assert_eq!(row(BackendState::USABLE).state(), "drains");
+        assert_eq!((row(0).state(), row(0).place()), ("gone", "remote"));
     }
 }

@@ -1,32 +1,55 @@
-//! `services`: every frontend in the maps. The maps hold ids, not names of Services.
+//! `services`: every frontend in the maps, by name, with backends, policies and traffic of its service port.
 
-use std::net::SocketAddr;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::Result;
 use lb_common::{
     Family,
-    abi::{FrontendKind, Service, ServiceFlags, ServiceKey, ServiceStats, proto},
+    abi::{Backend, BackendState, FrontendKind, Service, ServiceFlags, ServiceKey, ServiceStats},
 };
 use serde::Serialize;
 
-use super::table::{Output, Shown, print};
-use crate::bpf::maps::{FamilyPins, MapResult, Maps};
+use super::{
+    View,
+    table::{NOTHING, Shown, family_name, or_nothing, print, protocol},
+};
+use crate::{
+    bpf::maps::{FamilyPins, MapResult, MappedArray, Maps, Plain},
+    telemetry::{metrics::service_stats, state::Names},
+};
 
 /// A frontend.
-#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Serialize, Clone, PartialEq, Eq, Debug)]
 pub struct Row {
+    /// Namespace; absent where the name is not known.
+    pub namespace: Option<String>,
+    /// Name of the Service.
+    pub service: Option<String>,
+    /// Name of the port; empty for an unnamed one.
+    pub port: Option<String>,
     /// Id of the service port.
     pub service_id: u32,
-    /// Dialled address and port.
-    pub frontend: SocketAddr,
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
     /// Protocol.
     pub protocol: &'static str,
     /// Kind of frontend.
     pub kind: &'static str,
+    /// Dialled address and port.
+    pub frontend: SocketAddr,
     /// Policy in force: `Cluster` or `Local`.
     pub policy: &'static str,
     /// Seconds of client affinity; 0 none.
     pub affinity_secs: u32,
+    /// `loadBalancerSourceRanges` restrict it.
+    pub has_source_ranges: bool,
+    /// Backends in the Cluster list.
+    pub cluster_backends: u32,
+    /// Backends in the Local list.
+    pub local_backends: u32,
     /// Rows of the Cluster table.
     pub cluster_rows: u32,
     /// Rows of the Local table.
@@ -39,24 +62,31 @@ pub struct Row {
     pub bytes: u64,
 }
 
+/// Backends in the lists of a service port: Cluster, Local.
+type Members = HashMap<u32, [u32; 2]>;
+
 impl Row {
-    fn new<F: Family>(key: &ServiceKey<F>, value: &Service, stats: ServiceStats) -> Row
+    fn new<F: Family>(key: &ServiceKey<F>, value: &Service, stats: ServiceStats, members: &Members, names: &Names) -> Row
     where
         F::Addr: Shown,
     {
+        let name = names.name(value.id);
+        let local = value.flags & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL) != 0;
+        let [cluster_backends, local_backends] = members.get(&value.id).copied().unwrap_or_default();
         Row {
+            namespace: name.map(|name| name.namespace.clone()),
+            service: name.map(|name| name.name.clone()),
+            port: name.map(|name| name.port.clone()),
             service_id: value.id,
-            frontend: SocketAddr::new(key.addr.ip(), key.port.to_host()),
+            family: family_name::<F>(),
             protocol: protocol(key.proto),
             kind: kind(value.kind),
-            policy: if value.flags & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL)
-                == 0
-            {
-                "Cluster"
-            } else {
-                "Local"
-            },
+            frontend: SocketAddr::new(key.addr.ip(), key.port.to_host()),
+            policy: if local { "Local" } else { "Cluster" },
             affinity_secs: value.affinity_secs,
+            has_source_ranges: value.has(ServiceFlags::SOURCE_RANGES),
+            cluster_backends,
+            local_backends,
             cluster_rows: value.cluster.len,
             local_rows: value.local.len,
             flows: stats.flows,
@@ -64,15 +94,13 @@ impl Row {
             bytes: stats.bytes,
         }
     }
-}
 
-/// Name of a protocol.
-pub fn protocol(number: u8) -> &'static str {
-    match number {
-        proto::TCP => "TCP",
-        proto::UDP => "UDP",
-        proto::SCTP => "SCTP",
-        _ => "other",
+    /// Order of the table: by name, then as people think of frontends.
+    fn order(&self) -> impl Ord + use<> {
+        let kind = ["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"].iter().position(|kind| *kind == self.kind);
+        let address: (IpAddr, u16) = (self.frontend.ip(), self.frontend.port());
+        let name = (self.namespace.clone(), self.service.clone(), self.port.clone());
+        (self.namespace.is_none(), name, self.protocol, self.family, self.service_id, kind, address)
     }
 }
 
@@ -86,50 +114,64 @@ fn kind(number: u8) -> &'static str {
     }
 }
 
-fn stats(maps: &Maps, id: u32) -> MapResult<ServiceStats> {
-    Ok(maps
-        .service_stats
-        .lookup(id)?
-        .iter()
-        .fold(ServiceStats::default(), |sum, cpu| ServiceStats {
-            flows: sum.flows.wrapping_add(cpu.flows),
-            packets: sum.packets.wrapping_add(cpu.packets),
-            bytes: sum.bytes.wrapping_add(cpu.bytes),
-        }))
-}
-
-fn family<F: Family>(maps: &Maps, pins: &FamilyPins<F>, rows: &mut Vec<Row>) -> MapResult<()>
+/// Counts the members of every list.
+fn members<F: Family>(backends: &MappedArray<Backend<F>>, members: &mut Members) -> MapResult<()>
 where
-    F::Addr: Shown,
+    Backend<F>: Plain,
 {
-    for (key, value) in pins.services.entries()? {
-        if !value.has(ServiceFlags::ADDRESS_ONLY) {
-            rows.push(Row::new(&key, &value, stats(maps, value.id)?));
+    for id in 1..backends.max_entries() {
+        let backend = backends.read(id)?;
+        if backend.service_id != 0 {
+            let [cluster, local] = members.entry(backend.service_id).or_default();
+            *cluster += u32::from(backend.state & BackendState::IN_CLUSTER != 0);
+            *local += u32::from(backend.state & BackendState::IN_LOCAL != 0);
         }
     }
     Ok(())
 }
 
-/// Prints the frontends of both families.
-pub fn services(maps: &Maps, output: Output) -> Result<()> {
+fn family<F: Family>(maps: &Maps, pins: &FamilyPins<F>, members: &Members, names: &Names, rows: &mut Vec<Row>) -> MapResult<()>
+where
+    F::Addr: Shown,
+{
+    for (key, value) in pins.services.entries()? {
+        if !value.has(ServiceFlags::ADDRESS_ONLY) {
+            let stats = service_stats(&maps.service_stats, value.id)?;
+            rows.push(Row::new(&key, &value, stats, members, names));
+        }
+    }
+    Ok(())
+}
+
+/// Prints the frontends of both families, of all namespaces or of one.
+pub fn services(view: &View, namespace: Option<&str>) -> Result<()> {
+    let maps = &view.maps;
+    let mut lists = Members::new();
+    members(&maps.v4.backends, &mut lists)?;
+    members(&maps.v6.backends, &mut lists)?;
     let mut rows = Vec::new();
-    family(maps, &maps.v4, &mut rows)?;
-    family(maps, &maps.v6, &mut rows)?;
-    rows.sort();
+    family(maps, &maps.v4, &lists, &view.names, &mut rows)?;
+    family(maps, &maps.v6, &lists, &view.names, &mut rows)?;
+    rows.retain(|row| namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace)));
+    rows.sort_by_cached_key(Row::order);
     let heads = [
-        "SERVICE", "FRONTEND", "PROTO", "KIND", "POLICY", "AFFINITY", "CLUSTER", "LOCAL", "FLOWS",
-        "PACKETS", "BYTES",
+        "NAMESPACE", "SERVICE", "PORT", "PROTO", "FAMILY", "KIND", "FRONTEND", "POLICY", "AFFINITY", "BACKENDS", "LOCAL", "ROWS",
+        "FLOWS", "PACKETS", "BYTES",
     ];
-    print(output, heads, &rows, |r| {
+    print(view.output, heads, &rows, |r| {
         [
-            r.service_id.to_string(),
-            r.frontend.to_string(),
+            or_nothing(r.namespace.as_deref()),
+            r.service.clone().unwrap_or_else(|| format!("id {}", r.service_id)),
+            or_nothing(r.port.as_deref()),
             r.protocol.into(),
+            r.family.into(),
             r.kind.into(),
-            r.policy.into(),
-            format!("{}s", r.affinity_secs),
-            r.cluster_rows.to_string(),
-            r.local_rows.to_string(),
+            r.frontend.to_string(),
+            if r.has_source_ranges { format!("{}, ranges", r.policy) } else { r.policy.into() },
+            if r.affinity_secs == 0 { NOTHING.into() } else { format!("{} s", r.affinity_secs) },
+            r.cluster_backends.to_string(),
+            r.local_backends.to_string(),
+            if r.policy == "Local" { r.local_rows } else { r.cluster_rows }.to_string(),
             r.flows.to_string(),
             r.packets.to_string(),
             r.bytes.to_string(),
@@ -139,37 +181,41 @@ pub fn services(maps: &Maps, output: Output) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::{V6, abi::Be16};
+    use lb_common::{
+        V6,
+        abi::{Be16, proto},
+    };
 
     use super::*;
+    use crate::telemetry::state::{ServiceName, State};
 
     #[test]
-    fn a_row_shows_address_port_and_policy() {
+    fn a_row_shows_name_address_policy_and_backends() {
         let addr: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
         let key = ServiceKey::<V6>::new(addr.into(), Be16::from_host(80), proto::UDP);
         let mut value = Service::default();
-        (value.id, value.kind, value.flags) = (
-            7,
-            FrontendKind::NodePort as u8,
-            ServiceFlags::EXTERNAL_LOCAL,
-        );
-        let row = Row::new(
-            &key,
-            &value,
-            ServiceStats {
-                flows: 2,
-                ..ServiceStats::default()
-            },
-        );
+        (value.id, value.kind, value.flags) = (7, FrontendKind::NodePort as u8, ServiceFlags::EXTERNAL_LOCAL);
+        let stats = ServiceStats {
+            flows: 2,
+            ..ServiceStats::default()
+        };
+        let names = Names::new(Some(&State {
+            services: vec![ServiceName {
+                id: 7,
+                namespace: "shop".into(),
+                name: "web".into(),
+                ..ServiceName::default()
+            }],
+            ..State::default()
+        }));
+        let row = Row::new(&key, &value, stats, &Members::from([(7, [3, 1])]), &names);
         assert_eq!(
-            (
-                row.frontend.to_string().as_str(),
-                row.protocol,
-                row.kind,
-                row.policy
-            ),
-            ("[fd00::1]:80", "UDP", "NodePort", "Local")
+            (row.frontend.to_string().as_str(), row.protocol, row.kind, row.policy, row.family),
+            ("[fd00::1]:80", "UDP", "NodePort", "Local", "IPv6")
         );
-        assert_eq!((row.service_id, row.flows), (7, 2));
+        assert_eq!((row.namespace.as_deref(), row.service.as_deref()), (Some("shop"), Some("web")));
+        assert_eq!((row.service_id, row.flows, row.cluster_backends, row.local_backends), (7, 2, 3, 1));
+        let unknown = Row::new(&key, &value, stats, &Members::new(), &Names::default());
+        assert_eq!((unknown.namespace, unknown.cluster_backends), (None, 0));
     }
 }

@@ -1,6 +1,9 @@
 //! Aligned tables and JSON on standard output.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -35,11 +38,26 @@ impl Shown for Addr6 {
     }
 }
 
-/// Prints rows: a JSON array, or the cells below their heads.
-#[expect(
-    clippy::print_stdout,
-    reason = "answers of commands go to standard output"
-)]
+/// Writes to standard output; a reader that has seen enough (`| head`) is no error.
+pub fn print_text(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line.
+pub fn print_line(line: &str) -> Result<()> {
+    print_text(&format!("{line}\n"))
+}
+
+/// Writes a JSON document.
+pub fn print_json<T: Serialize + ?Sized>(document: &T) -> Result<()> {
+    print_line(&serde_json::to_string_pretty(document).context("cannot write the answer as JSON")?)
+}
+
+/// Writes rows: a JSON array, or the cells below their heads.
 pub fn print<T: Serialize, const N: usize>(
     output: Output,
     heads: [&str; N],
@@ -47,31 +65,35 @@ pub fn print<T: Serialize, const N: usize>(
     cells: impl Fn(&T) -> [String; N],
 ) -> Result<()> {
     match output {
-        Output::Json => println!(
-            "{}",
-            serde_json::to_string_pretty(rows).context("cannot write the answer as JSON")?
-        ),
+        Output::Json => print_json(rows),
         Output::Table => {
             let cells: Vec<_> = rows.iter().map(cells).collect();
-            print!("{}", render(heads, &cells));
+            print_text(&render(heads, &cells))
         }
     }
-    Ok(())
 }
 
-/// Columns as wide as their widest cell, two spaces apart, nothing behind the last.
+/// What stands for "nothing" in a cell.
+pub const NOTHING: &str = "-";
+
+/// Columns as wide as their widest cell, two spaces apart, nothing behind the last. Columns of numbers end at the
+/// right.
 pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = heads.map(str::len);
+    let mut widths = heads.map(|head| head.chars().count());
+    let mut are_numbers = [!rows.is_empty(); N];
     for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.len());
+        for ((width, is_number), cell) in widths.iter_mut().zip(&mut are_numbers).zip(row) {
+            *width = (*width).max(cell.chars().count());
+            *is_number &= cell == NOTHING || (!cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit()));
         }
     }
+    for i in 0..N {
+        are_numbers[i] &= rows.iter().any(|row| row[i] != NOTHING);
+    }
     let line = |cells: [&str; N]| {
-        let padded: Vec<_> = cells
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
+        let columns = cells.iter().zip(widths).zip(are_numbers);
+        let padded: Vec<_> = columns
+            .map(|((cell, width), is_number)| if is_number { format!("{cell:>width$}") } else { format!("{cell:width$}") })
             .collect();
         padded.join("  ").trim_end().to_owned() + "\n"
     };
@@ -81,19 +103,40 @@ pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String 
     std::iter::once(line(heads)).chain(body).collect()
 }
 
+/// The text, or the sign for nothing.
+pub fn or_nothing(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or(NOTHING).to_owned()
+}
+
+/// Name of a protocol.
+pub fn protocol(number: u8) -> &'static str {
+    use lb_common::abi::proto;
+    match number {
+        proto::TCP => "TCP",
+        proto::UDP => "UDP",
+        proto::SCTP => "SCTP",
+        _ => "other",
+    }
+}
+
+/// Kubernetes' name of a family.
+pub const fn family_name<F: lb_common::Family>() -> &'static str {
+    if F::IS_V6 { "IPv6" } else { "IPv4" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn columns_are_as_wide_as_the_widest_cell() {
-        let rows = [
-            ["1".to_owned(), "10.0.0.1".to_owned()],
-            ["1000".to_owned(), String::new()],
-        ];
-        assert_eq!(
-            render(["ID", "ADDR"], &rows),
-            "ID    ADDR\n1     10.0.0.1\n1000\n"
-        );
+        let rows = [["a".to_owned(), "10.0.0.1".to_owned()], ["long".to_owned(), String::new()]];
+        assert_eq!(render(["ID", "ADDR"], &rows), "ID    ADDR\na     10.0.0.1\nlong\n");
+    }
+
+    #[test]
+    fn numbers_end_at_the_right() {
+        let rows = [["1".to_owned(), "é".to_owned()], ["1000".to_owned(), "-".to_owned()], ["-".to_owned(), "x".to_owned()]];
+        assert_eq!(render(["ID", "A"], &rows), "  ID  A\n   1  é\n1000  -\n   -  x\n");
     }
 }

@@ -136,6 +136,9 @@ pub struct GcReport {
 pub struct FlowGc {
     timeouts: Timeouts,
     table: usize,
+    /// Entries seen in the table so far, and in each table at the last look.
+    seen: usize,
+    entries: [usize; 4],
     cursor: Option<ScanCursor>,
     batch_v4: Vec<(FlowKey<lb_common::V4>, Flow<lb_common::V4>)>,
     batch_v6: Vec<(FlowKey<lb_common::V6>, Flow<lb_common::V6>)>,
@@ -153,6 +156,11 @@ impl FlowGc {
         }
     }
 
+    /// Entries of `flows_v4`, `openings_v4`, `flows_v6` and `openings_v6` when each was last looked through.
+    pub const fn entries(&self) -> [usize; 4] {
+        self.entries
+    }
+
     /// Looks at about `limit` entries, goes on where the last tick ended.
     pub fn tick<S: MapStore>(
         &mut self,
@@ -168,6 +176,7 @@ impl FlowGc {
             } else {
                 FlowTable::Openings
             };
+            let scanned = report.scanned;
             let next = if self.table < 2 {
                 collect(
                     store,
@@ -196,7 +205,9 @@ impl FlowGc {
                 Ok(cursor) => *cursor,
                 Err(_) => None,
             };
+            self.seen += report.scanned - scanned;
             if self.cursor.is_none() {
+                self.entries[self.table] = std::mem::take(&mut self.seen);
                 self.table = (self.table + 1) % 4;
                 report.is_round_complete = self.table == 0;
             }

@@ -46,7 +46,10 @@ impl std::fmt::Debug for Watch {
 impl Watch {
     /// Listens from now on. Inside a tokio runtime.
     pub fn new() -> io::Result<Watch> {
-        Ok(Watch { events: AsyncFd::register(Events(Socket::listen(GROUPS)?))?, requests: Socket::new()? })
+        let events = Events(Socket::listen(GROUPS)?);
+        // SAFETY: `Events` owns its socket and gives the same open descriptor until it is dropped.
+        let events = unsafe { AsyncFd::register(events) }?;
+        Ok(Watch { events, requests: Socket::new()? })
     }
 
     /// The network now.

@@ -20,8 +20,8 @@ pub mod verdict;
 
 use crate::abi::{
     Backend, BackendState, Be16, Config, Counter, DropReason, Flow, FlowFlags, FlowKey, Fragment,
-    FragmentKey, MacAddr, Scratch, ServiceFlags, ServiceKey, Side, flow_check, port_filter_slot,
-    proto,
+    FragmentKey, InterfaceRole, MacAddr, Scratch, ServiceFlags, ServiceKey, Side, flow_check,
+    port_filter_slot, proto,
 };
 use crate::family::Address;
 use flow::{Nat, Source};
@@ -165,6 +165,11 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
         } else {
             Err(DropReason::Rewrite)
         };
+    }
+    if flow.has(FlowFlags::DIRECT) && !is_pod_interface(tables, packet.ifindex()) {
+        // A bridge in front of the pod's interface. Restored here, the tuple would meet the flow it was
+        // moved out of the way of at the next hook.
+        return Ok(Step::Pass);
     }
     flow::note(&entry, &flow, parsed.tcp_flags, tables.stamp());
     rewrite::translate(
@@ -615,6 +620,13 @@ fn unless_direct<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, parsed: &Parsed<F>
         return Step::Slow;
     }
     Step::Pass
+}
+
+#[inline(always)]
+fn is_pod_interface<F: Ip, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+    tables
+        .interface(ifindex)
+        .is_some_and(|interface| interface.role == InterfaceRole::Pod as u8)
 }
 
 #[inline(always)]

@@ -18,9 +18,9 @@ use crate::wire::checksum::fold;
 use crate::wire::{Eth, Icmp, Ports, Tcp, Udp, W16, W32, icmp4, icmp6, tcp_flags};
 
 /// Bytes of TCP, UDP and ICMP headers.
-const TCP_LEN: u32 = 20;
-const UDP_LEN: u32 = 8;
-const ICMP_LEN: u32 = 8;
+const TCP_LEN: u8 = 20;
+const UDP_LEN: u8 = 8;
+const ICMP_LEN: u8 = 8;
 
 /// Refuses a packet at a tc ingress hook. What must not be answered is dropped in silence.
 #[inline(always)]
@@ -85,12 +85,12 @@ fn partial<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>, check_at: u3
 fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> {
     let tcp = packet.header::<Tcp>(parsed.ip.l4)?;
     let (seq, ack, flags) = (tcp.seq.get(), tcp.ack.get(), tcp.flags);
-    let header_len = (tcp.data_offset >> 4) as u32 * 4;
+    let header_len = u32::from(tcp.data_offset >> 4) * 4;
     let partial = partial(packet, parsed, Tcp::CHECK_AT)?;
 
     let l4 = super::plain_l4::<F>(parsed.l3);
-    resize(packet, l4.plus(TCP_LEN))?;
-    F::answer(packet, parsed, proto::TCP, TCP_LEN as u16)?;
+    resize(packet, l4.plus(TCP_LEN.into()))?;
+    F::answer(packet, parsed, proto::TCP, TCP_LEN.into())?;
     // The finished checksum of the old segment does not stand in the way: the field is written last.
     let zero = Be16 { be: 0 };
     let tcp = packet.header_mut::<Tcp>(l4)?;
@@ -104,8 +104,8 @@ fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> 
         tcp.ack.set(Be32 { be: 0 });
         tcp.flags = tcp_flags::RST;
     } else {
-        let syn = (flags & tcp_flags::SYN != 0) as u32;
-        let fin = (flags & tcp_flags::FIN != 0) as u32;
+        let syn = u32::from(flags & tcp_flags::SYN != 0);
+        let fin = u32::from(flags & tcp_flags::FIN != 0);
         let payload = parsed
             .ip
             .ip_len
@@ -120,12 +120,12 @@ fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> 
         tcp.ack.set(Be32::from_host(end));
         tcp.flags = tcp_flags::RST | tcp_flags::ACK;
     }
-    let seed = pseudo_sum(parsed, proto::TCP, TCP_LEN as u16);
+    let seed = pseudo_sum(parsed, proto::TCP, TCP_LEN.into());
     let check = if partial {
         // The kernel adds the segment to what it finds here.
         fold(seed)
     } else {
-        !fold(seed + sum(packet, l4, TCP_LEN / 4)?)
+        !fold(seed + sum(packet, l4, u32::from(TCP_LEN) / 4)?)
     };
     packet.header_mut::<Tcp>(l4)?.check.set(Be16 { be: check });
     Some(())
@@ -141,14 +141,14 @@ fn port_unreachable<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> 
     let l4 = super::plain_l4::<F>(parsed.l3);
     let ip_len = if F::IS_V6 { 40 } else { 20 };
     let icmp_len = ICMP_LEN + ip_len + UDP_LEN;
-    resize(packet, l4.plus(icmp_len))?;
-    let quote = l4.plus(ICMP_LEN);
-    *packet.header_mut::<Udp>(quote.plus(ip_len))? = udp;
+    resize(packet, l4.plus(icmp_len.into()))?;
+    let quote = l4.plus(ICMP_LEN.into());
+    *packet.header_mut::<Udp>(quote.plus(ip_len.into()))? = udp;
     F::quote(packet, parsed, quote)?;
-    F::answer(packet, parsed, F::ICMP, icmp_len as u16)?;
+    F::answer(packet, parsed, F::ICMP, icmp_len.into())?;
 
     let seed = if F::IS_V6 {
-        pseudo_sum(parsed, F::ICMP, icmp_len as u16)
+        pseudo_sum(parsed, F::ICMP, icmp_len.into())
     } else {
         0
     };
@@ -168,7 +168,7 @@ fn port_unreachable<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> 
     packet
         .header_mut::<W16>(l4.plus(Udp::CHECK_AT))?
         .set(Be16 { be: unused });
-    let check = !fold(seed + sum(packet, l4, icmp_len / 4)?);
+    let check = !fold(seed + sum(packet, l4, u32::from(icmp_len) / 4)?);
     packet.header_mut::<Icmp>(l4)?.check.set(Be16 { be: check });
     Some(())
 }
@@ -186,10 +186,10 @@ fn resize<P: PacketBuf>(packet: &mut P, end: Offset) -> Option<()> {
 /// Sum of the pseudo-header of the answer: it does not depend on which address is the source.
 #[inline(always)]
 fn pseudo_sum<F: Ip>(parsed: &Parsed<F>, proto: u8, len: u16) -> u64 {
-    let mut sum = Be16::from_host(proto as u16).be as u64 + Be16::from_host(len).be as u64;
+    let mut sum = u64::from(Be16::from_host(proto.into()).be) + u64::from(Be16::from_host(len).be);
     let mut i = 0;
     while i < F::Addr::WORDS {
-        sum += parsed.ip.saddr.word(i) as u64 + parsed.ip.daddr.word(i) as u64;
+        sum += u64::from(parsed.ip.saddr.word(i)) + u64::from(parsed.ip.daddr.word(i));
         i += 1;
     }
     sum
@@ -201,7 +201,7 @@ fn sum<P: PacketBuf>(packet: &P, at: Offset, words: u32) -> Option<u64> {
     let mut sum = 0;
     let mut i = 0;
     while i < words {
-        sum += packet.header::<W32>(at.plus(4 * i))?.get().be as u64;
+        sum += u64::from(packet.header::<W32>(at.plus(4 * i))?.get().be);
         i += 1;
     }
     Some(sum)

@@ -5,7 +5,7 @@ use super::ip::Ip;
 use super::tables::Tables;
 use crate::abi::{
     Affinity, AffinityKey, Backend, BackendState, Be16, Counter, SelectionList, Service,
-    ServiceFlags,
+    ServiceFlags, proto,
 };
 use crate::family::Family;
 
@@ -69,7 +69,7 @@ pub fn list(service: &Service, inside: bool) -> List {
 /// this service port (a table in mid-change).
 ///
 /// A Service with affinity hashes the client address alone, so that every connection of a client
-/// agrees before anything is stored; the entry, written when a flow is confirmed, keeps the choice
+/// agrees before anything is stored; the entry, written when a flow is confirmed (UDP: made), keeps the choice
 /// across changes of the list (13.5). A client whose entry has run out is spread by its connection:
 /// else it could never meet another backend (13.8).
 #[inline(always)]
@@ -93,7 +93,19 @@ pub fn backend<F: Ip, T: Tables<F>>(
         client: dial.saddr,
     };
     let Some(kept) = tables.affinity(&key) else {
-        return row(tables, service, list, hash::client::<F>(&dial.saddr));
+        let chosen = row(tables, service, list, hash::client::<F>(&dial.saddr));
+        // One exchange of datagrams never confirms its flow; of TCP a flood must not fill the table.
+        if dial.proto == proto::UDP
+            && let Some(choice) = &chosen
+        {
+            let value = Affinity {
+                backend: choice.id,
+                generation: choice.backend.generation(),
+                last_used_ns: tables.now_ns(),
+            };
+            tables.set_affinity(&key, &value);
+        }
+        return chosen;
     };
     let now_ns = tables.now_ns();
     let live =

@@ -90,14 +90,14 @@ impl Ipv4 {
     /// Computes and writes the checksum of a header without options.
     #[inline(always)]
     pub fn finish_check(&mut self) {
-        let half = |high: u8, low: u8| u16::from_ne_bytes([high, low]) as u64;
+        let half = |high: u8, low: u8| u64::from(u16::from_ne_bytes([high, low]));
         let sum = half(self.version_ihl, self.tos)
-            + self.total_len.get().be as u64
-            + self.id.get().be as u64
-            + self.fragment.get().be as u64
+            + u64::from(self.total_len.get().be)
+            + u64::from(self.id.get().be)
+            + u64::from(self.fragment.get().be)
             + half(self.ttl, self.proto)
-            + self.saddr.get().be as u64
-            + self.daddr.get().be as u64;
+            + u64::from(self.saddr.get().be)
+            + u64::from(self.daddr.get().be);
         self.check.set(Be16 { be: !fold(sum) });
     }
     /// Source address.

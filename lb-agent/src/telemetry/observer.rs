@@ -1,0 +1,328 @@
+//! The loop's notebook: what arrived, what was written, what does not fit → log, metrics and the board. Every call is
+//! short; what takes longer is done once a second by [`Observer::tick`].
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
+
+use lb_common::abi::InterfaceRole;
+
+use super::{
+    events, log,
+    metrics::{Counters, Lacking},
+    state::{Conflict, InterfaceReport, Warning},
+};
+use crate::{
+    bpf::{maps::MapResult, store::PinnedStore},
+    dataplane::{ApplyReport, Dataplane, MapStore},
+    desired::{
+        self, Desired,
+        state::{Change, IpFamily, PortKey, ServicePort},
+    },
+    health::Shared,
+    hooks::{InterfaceState, chain},
+    kube::{manifests::ManifestProblems, objects::ObjectEvent},
+};
+
+/// Most conflicts and warnings that are shown one by one.
+const SHOWN: usize = 1_000;
+
+/// The notebook.
+#[derive(Debug, Default)]
+pub struct Observer {
+    shared: Arc<Shared>,
+    /// Service ports whose policy Local finds no endpoint, by family: internal, external.
+    no_local: [[HashSet<PortKey>; 2]; 2],
+    unserved: BTreeMap<PortKey, Lacking>,
+    /// Service ports that had no id when they were last looked at.
+    nameless: HashSet<PortKey>,
+    /// Errors that have been logged and still stand.
+    logged: HashSet<String>,
+    are_warnings_stale: bool,
+}
+
+impl Observer {
+    /// Writes to what the servers show.
+    pub fn new(shared: Arc<Shared>) -> Observer {
+        Observer {
+            shared,
+            ..Observer::default()
+        }
+    }
+
+    /// The maps are there: counters can be read, and events where the log wants them.
+    pub fn maps_opened(&self, dir: &Path) -> MapResult<()> {
+        self.shared.set_counters(Counters::open(dir)?);
+        if log::wants_events()
+            && let Err(error) = events::follow(dir)
+        {
+            tracing::warn!("{}", chain(&error));
+        }
+        Ok(())
+    }
+
+    /// Objects arrived; the answer goes to [`Observer::applied`].
+    pub fn arrived(&self, events: &[ObjectEvent]) -> Instant {
+        let slices = events.iter().filter(|event| matches!(event, ObjectEvent::Slice(..))).count();
+        let services = events.iter().filter(|event| matches!(event, ObjectEvent::Service(..))).count();
+        // A Service is a change for each family (semantics 23.4).
+        self.shared.metrics.changes_arrived(slices, services * IpFamily::BOTH.len());
+        self.begin()
+    }
+
+    /// Work begins that no object asked for.
+    pub fn begin(&self) -> Instant {
+        for family in IpFamily::BOTH {
+            self.shared.queued(family);
+        }
+        Instant::now()
+    }
+
+    /// A step was written to the maps.
+    pub fn applied(&mut self, what: &str, begun: Instant, changes: &[Change], report: &ApplyReport, dataplane: &Dataplane<PinnedStore>) {
+        let took = begun.elapsed();
+        for family in IpFamily::BOTH {
+            self.shared.metrics.passed(family, took);
+            self.shared.updated(family);
+        }
+        self.shared.metrics.changes_done(took);
+        log_report(what, report);
+        let mut has_local_policy = false;
+        for change in changes {
+            has_local_policy |= self.count_local(change);
+        }
+        if has_local_policy {
+            for family in IpFamily::BOTH {
+                let [internal, external] = &self.no_local[family.index()];
+                self.shared.metrics.no_local_endpoints(family, internal.len(), external.len());
+            }
+        }
+        let keys = changes.iter().map(|change| match change {
+            Change::Set(port) => &port.key,
+            Change::Remove(key) => key,
+        });
+        self.name(keys, dataplane);
+        for change in changes {
+            if let Change::Remove(key) = change {
+                self.nameless.remove(key);
+            }
+        }
+        self.settled(report, dataplane);
+        self.are_warnings_stale |= !changes.is_empty();
+    }
+
+    /// What was pending was tried again.
+    pub fn settled(&mut self, report: &ApplyReport, dataplane: &Dataplane<PinnedStore>) {
+        let mut errors = HashSet::new();
+        let mut unserved = BTreeMap::new();
+        for error in &report.errors {
+            let message = chain(error);
+            if !self.logged.contains(&message) {
+                tracing::error!("{message}");
+            }
+            if let Some(port) = error.port() {
+                let map = error.full_map();
+                unserved.entry(port.clone()).or_insert(Lacking { map, message: message.clone() });
+            }
+            errors.insert(message);
+        }
+        self.logged = errors;
+        let nameless: Vec<_> = self.nameless.iter().cloned().collect();
+        self.name(nameless.iter(), dataplane);
+        if unserved == self.unserved {
+            return;
+        }
+        for (port, lacking) in &unserved {
+            let before = self.unserved.get(port).and_then(|lacking| lacking.map);
+            if let Some(map) = lacking.map.filter(|map| before != Some(*map)) {
+                self.shared.metrics.map_full(map);
+            }
+        }
+        for port in self.unserved.keys().filter(|port| !unserved.contains_key(port)) {
+            tracing::info!("service port {} ({}) has found its room", port.name, port.family.name());
+        }
+        self.shared.board.set_unserved(&unserved);
+        self.unserved = unserved;
+    }
+
+    /// Service ports get their ids.
+    fn name<'a>(&mut self, keys: impl Iterator<Item = &'a PortKey>, dataplane: &Dataplane<PinnedStore>) {
+        let ids: Vec<_> = keys.map(|key| (key.clone(), dataplane.service_id(key))).collect();
+        for (key, id) in &ids {
+            match id {
+                Some(_) => self.nameless.remove(key),
+                None => self.nameless.insert(key.clone()),
+            };
+        }
+        self.shared.board.name(ids);
+    }
+
+    /// Whether the change is of a port that has, or had, a policy Local without endpoints.
+    fn count_local(&mut self, change: &Change) -> bool {
+        let (key, lacks) = match change {
+            Change::Set(port) => (&port.key, lacks_local(port)),
+            Change::Remove(key) => (key, [false; 2]),
+        };
+        let mut differs = false;
+        for (ports, lacks) in self.no_local[key.family.index()].iter_mut().zip(lacks) {
+            differs |= if lacks { ports.insert(key.clone()) } else { ports.remove(key) };
+        }
+        differs
+    }
+
+    /// The interfaces are served anew.
+    pub fn interfaces<'a>(&self, states: impl Iterator<Item = &'a InterfaceState>) {
+        self.shared.board.set_interfaces(states.map(interface).collect());
+    }
+
+    /// Socket hooks that are not attached.
+    pub fn sockets(&self, problems: Vec<String>) {
+        self.shared.board.set_socket_problems(problems);
+    }
+
+    /// Where problems of manifests are.
+    pub fn manifest_problems(&self, problems: ManifestProblems) {
+        self.shared.board.set_manifest_problems(problems);
+    }
+
+    /// Load balancers may send to this node, or not.
+    pub fn node_eligible(&self, eligible: bool) {
+        self.shared.set_eligible(eligible);
+    }
+
+    /// The first complete state is in the maps.
+    pub fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>) {
+        self.tick(desired, dataplane, [0; 4]);
+        self.shared.set_ready();
+    }
+
+    /// Once a second: what is too long for every step. `flows` are the entries of `flows_v4`, `openings_v4`,
+    /// `flows_v6`, `openings_v6`.
+    pub fn tick(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>, flows: [usize; 4]) {
+        use lb_common::names::maps;
+        let (usage, room, pins) = (dataplane.usage(), dataplane.store().capacities(), dataplane.store().maps());
+        let metrics = &self.shared.metrics;
+        for i in 0..2 {
+            metrics.map_entries(maps::SERVICES[i], usage.frontends[i], room.max_services as usize);
+            metrics.map_entries(maps::BACKENDS[i], usage.backends[i], room.max_backends as usize);
+            metrics.map_entries(maps::FLOWS[i], flows[2 * i], room.max_flows as usize);
+        }
+        metrics.map_entries(maps::OPENINGS[0], flows[1], pins.v4.openings.max_entries() as usize);
+        metrics.map_entries(maps::OPENINGS[1], flows[3], pins.v6.openings.max_entries() as usize);
+        metrics.map_entries(maps::SERVICE_STATS, usage.service_ports, pins.service_stats.max_entries() as usize);
+        metrics.map_entries(maps::SELECTION, usage.rows as usize, room.selection_rows as usize);
+        if std::mem::take(&mut self.are_warnings_stale) {
+            let conflicts = desired.conflicts().take(SHOWN).map(conflict).collect();
+            let warning = |key: &crate::kube::objects::Key, text: &String| Warning {
+                service: key.to_string(),
+                message: text.clone(),
+            };
+            let warnings = desired.problems().flat_map(|(key, texts)| texts.iter().map(move |text| warning(key, text)));
+            self.shared.board.set_warnings(conflicts, warnings.take(SHOWN).collect());
+        }
+    }
+}
+
+/// Whether the policies Local that are in force, internal and external, find no endpoint although there are some
+/// (semantics 10.2).
+fn lacks_local(port: &ServicePort) -> [bool; 2] {
+    let empty = port.has_endpoints && !port.endpoints.iter().any(|endpoint| endpoint.in_local);
+    [port.internal_local && empty, port.external_local && empty]
+}
+
+fn conflict(conflict: desired::Conflict) -> Conflict {
+    let frontend = conflict.frontend;
+    Conflict {
+        frontend: SocketAddr::new(frontend.addr, frontend.port).to_string(),
+        protocol: frontend.protocol.name().to_owned(),
+        winner: conflict.winner.name.to_string(),
+        losers: conflict.losers.iter().map(|port| port.name.to_string()).collect(),
+    }
+}
+
+fn interface(state: &InterfaceState) -> InterfaceReport {
+    let pod = state.interface.role == InterfaceRole::Pod;
+    let ok = |result: &Result<&'static str, String>| result.as_ref().ok().map(|mode| (*mode).to_owned());
+    InterfaceReport {
+        ifindex: state.interface.ifindex,
+        name: state.interface.name.clone(),
+        role: if pod { "pod" } else { "external" }.to_owned(),
+        tc: ok(&state.tc),
+        tc_problem: state.tc.clone().err(),
+        xdp: ok(&state.xdp),
+        xdp_reason: state.xdp.clone().err(),
+    }
+}
+
+fn log_report(what: &str, report: &ApplyReport) {
+    if !report.is_unchanged() {
+        tracing::debug!(
+            what,
+            services = report.services_written,
+            removed = report.services_removed,
+            backends = report.backends_written,
+            tables = report.tables_written,
+            "maps written"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::state::{Endpoint, Protocol, ServicePortName};
+
+    fn port(local: bool, has_endpoints: bool) -> Arc<ServicePort> {
+        let endpoint = Endpoint {
+            addr: "10.0.0.1".parse().unwrap(),
+            port: 80,
+            local,
+            in_cluster: true,
+            in_local: local,
+            usable: true,
+            zone: None,
+        };
+        Arc::new(ServicePort {
+            key: PortKey {
+                name: ServicePortName {
+                    namespace: "shop".into(),
+                    service: "web".into(),
+                    port: "".into(),
+                    protocol: Protocol::Tcp,
+                },
+                family: IpFamily::V4,
+            },
+            frontends: Vec::new(),
+            internal_local: false,
+            external_local: true,
+            affinity_secs: 0,
+            source_ranges: Vec::new(),
+            endpoints: if has_endpoints { vec![endpoint] } else { Vec::new() },
+            has_endpoints,
+            external: true,
+        })
+    }
+
+    #[test]
+    fn a_service_port_counts_only_where_others_have_its_endpoints() {
+        // semantics 10.2, 23
+        assert_eq!(lacks_local(&port(false, true)), [false, true]);
+        assert_eq!(lacks_local(&port(true, true)), [false, false]);
+        assert_eq!(lacks_local(&port(false, false)), [false, false]);
+    }
+
+    #[test]
+    fn the_count_follows_changes() {
+        let mut observer = Observer::default();
+        let without = port(false, true);
+        assert!(observer.count_local(&Change::Set(without.clone())));
+        assert!(!observer.count_local(&Change::Set(without.clone())));
+        assert_eq!(observer.no_local[0][1].len(), 1);
+        assert!(observer.count_local(&Change::Remove(without.key.clone())));
+        assert!(observer.no_local[0][1].is_empty());
+    }
+}
