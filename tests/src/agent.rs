@@ -414,7 +414,6 @@ impl Agent {
             .args(&self.options.flags)
             .env("RUST_LOG", &self.options.log)
             .env("LB_RUN_DIR", self.run_dir())
-            .env("LB_RUN_DIR", self.home.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -537,11 +536,6 @@ impl Agent {
         self.home.path()
     }
 
-    /// Where its state file is, in place of `/run/lb-agent`.
-    pub fn run_dir(&self) -> PathBuf {
-        self.home.path().join("run")
-    }
-
     /// Its cgroup.
     pub fn cgroup(&self) -> &Arc<Cgroup> {
         &self.cgroup
@@ -578,7 +572,7 @@ impl Agent {
             .args(args)
             .arg("--bpffs")
             .arg(self.bpffs.path())
-            .env("LB_RUN_DIR", self.home.path())
+            .env("LB_RUN_DIR", self.run_dir())
             .output()?)
     }
 

@@ -97,7 +97,8 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
         for ip in Ip::BOTH {
             for proto in Proto::BOTH {
                 for from in clients {
-                    let dial = Dial::new(from, proto, (cluster_ip(ip, 1), PORT).into());
+                    let dial =
+                        from_own_address(Dial::new(from, proto, (cluster_ip(ip, 1), PORT).into()));
                     check(&what, dial, &[world.a().pod(1)], Seen::Anyone)?;
                     if proto == Proto::Udp {
                         // A flow is remembered once it is confirmed, by its second datagram.
@@ -120,7 +121,7 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
             for proto in Proto::BOTH {
                 for from in clients {
                     for frontend in frontends(world.a(), ip) {
-                        let dial = Dial::new(from, proto, frontend.into());
+                        let dial = from_own_address(Dial::new(from, proto, frontend.into()));
                         check(&what, dial, &[world.a().pod(1)], Seen::Anyone)?;
                     }
                 }
@@ -130,7 +131,7 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
         scene.replace(&objects(Some(10_800), &backends(world)[1..]))?;
         for ip in Ip::BOTH {
             for from in clients {
-                let dial = Dial::tcp(from, (cluster_ip(ip, 1), PORT).into());
+                let dial = from_own_address(Dial::tcp(from, (cluster_ip(ip, 1), PORT).into()));
                 scene.until("another backend", dial, |outcome| {
                     outcome.as_ref().is_ok_and(|answer| answer.server != "a3")
                 })?;
@@ -138,6 +139,12 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The client has several addresses by and by.
+fn from_own_address(dial: Dial<'_>) -> Dial<'_> {
+    let addr = dial.origin().addr(Ip::of(dial.destination().ip()));
+    dial.source((addr, 0).into())
 }
 
 /// Clients with addresses that were not used before reach endpoints other than a3.
