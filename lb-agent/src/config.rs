@@ -31,7 +31,11 @@ pub enum ConfigError {
 }
 
 fn invalid(flag: &'static str, value: impl Into<String>, problem: impl ToString) -> ConfigError {
-    ConfigError::Value { flag, value: value.into(), problem: problem.to_string() }
+    ConfigError::Value {
+        flag,
+        value: value.into(),
+        problem: problem.to_string(),
+    }
 }
 
 /// `--xdp`.
@@ -124,7 +128,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
     /// Addresses that accept NodePorts: prefixes, primary, localhost
-    #[arg(long, value_name = "CIDR,…|primary|localhost", default_value = "primary")]
+    #[arg(
+        long,
+        value_name = "CIDR,…|primary|localhost",
+        default_value = "primary"
+    )]
     pub nodeport_addresses: String,
     /// Where to use XDP
     #[arg(long, value_enum, default_value_t = XdpMode::Auto)]
@@ -233,9 +241,15 @@ impl RunArgs {
     /// Checks every value.
     pub fn validate(&self) -> Result<Config, ConfigError> {
         self.refuse_what_is_not_built()?;
-        let manifests = self.manifests.clone().ok_or(ConfigError::Missing("nothing to serve: name a directory of manifests with --manifests DIR"))?;
+        let manifests = self.manifests.clone().ok_or(ConfigError::Missing(
+            "nothing to serve: name a directory of manifests with --manifests DIR",
+        ))?;
         if !manifests.is_dir() {
-            return Err(invalid("manifests", manifests.display().to_string(), "is no directory; create it, it may be empty"));
+            return Err(invalid(
+                "manifests",
+                manifests.display().to_string(),
+                "is no directory; create it, it may be empty",
+            ));
         }
         Ok(Config {
             manifests,
@@ -252,7 +266,11 @@ impl RunArgs {
             cgroup: self.cgroup.clone(),
             masquerade: self.masquerade,
             masquerade_all: self.masquerade_all,
-            flow_table_size: auto_or_number("flow-table-size", &self.flow_table_size, 1024..=67_108_864)?,
+            flow_table_size: auto_or_number(
+                "flow-table-size",
+                &self.flow_table_size,
+                1024..=67_108_864,
+            )?,
             max_frontends: self.max_frontends,
             max_backends: self.max_backends,
             selection_rows: auto_or_number("selection-rows", &self.selection_rows, 1024..=1 << 30)?,
@@ -267,16 +285,30 @@ impl RunArgs {
 
     fn refuse_what_is_not_built(&self) -> Result<(), ConfigError> {
         if self.kubeconfig.is_some() || self.apiserver.is_some() {
-            return Err(ConfigError::Missing("this build does not watch an API server; serve manifests with --manifests DIR"));
+            return Err(ConfigError::Missing(
+                "this build does not watch an API server; serve manifests with --manifests DIR",
+            ));
         }
         if let Some(config) = &self.config {
-            return Err(invalid("config", config.display().to_string(), "this build reads no configuration file; pass flags"));
+            return Err(invalid(
+                "config",
+                config.display().to_string(),
+                "this build reads no configuration file; pass flags",
+            ));
         }
         if self.forwarding == Forwarding::Dsr {
-            return Err(invalid("forwarding", "dsr", "this build has no direct server return; use snat"));
+            return Err(invalid(
+                "forwarding",
+                "dsr",
+                "this build has no direct server return; use snat",
+            ));
         }
         if let Some(mode) = &self.detect_local_mode {
-            return Err(invalid("detect-local-mode", mode, "local traffic is told by its interface; leave the flag out"));
+            return Err(invalid(
+                "detect-local-mode",
+                mode,
+                "local traffic is told by its interface; leave the flag out",
+            ));
         }
         Ok(())
     }
@@ -289,36 +321,64 @@ fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
     };
     let name = name.trim().to_lowercase();
     if name.is_empty() {
-        return Err(ConfigError::Missing("this node has no name: give it with --hostname-override NAME"));
+        return Err(ConfigError::Missing(
+            "this node has no name: give it with --hostname-override NAME",
+        ));
     }
     Ok(name)
 }
 
 fn prefixes(flag: &'static str, texts: &[String]) -> Result<Vec<Prefix>, ConfigError> {
-    let one = |text: &String| parse::prefix(text.trim()).ok_or_else(|| invalid(flag, text, "is no prefix; write ADDRESS/LENGTH"));
+    let one = |text: &String| {
+        parse::prefix(text.trim())
+            .ok_or_else(|| invalid(flag, text, "is no prefix; write ADDRESS/LENGTH"))
+    };
     texts.iter().map(one).collect()
 }
 
-fn auto_or_number(flag: &'static str, text: &str, range: std::ops::RangeInclusive<u32>) -> Result<Option<u32>, ConfigError> {
+fn auto_or_number(
+    flag: &'static str,
+    text: &str,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<Option<u32>, ConfigError> {
     if text == "auto" {
         return Ok(None);
     }
     let number = text.parse().ok().filter(|number| range.contains(number));
-    number.map(Some).ok_or_else(|| invalid(flag, text, format!("write auto or a number from {} to {}", range.start(), range.end())))
+    number.map(Some).ok_or_else(|| {
+        invalid(
+            flag,
+            text,
+            format!(
+                "write auto or a number from {} to {}",
+                range.start(),
+                range.end()
+            ),
+        )
+    })
 }
 
 fn port_range(text: &str) -> Result<(u16, u16), ConfigError> {
-    let parsed = text.split_once('-').and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
+    let parsed = text
+        .split_once('-')
+        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
     match parsed {
         Some((first, last)) if first > 0 && first <= last => Ok((first, last)),
-        _ => Err(invalid("snat-ports", text, "write FIRST-LAST, such as 20000-29999")),
+        _ => Err(invalid(
+            "snat-ports",
+            text,
+            "write FIRST-LAST, such as 20000-29999",
+        )),
     }
 }
 
 /// An address with or without a port; an address alone takes kube-proxy's port.
 fn bind_address(flag: &'static str, text: &str, port: u16) -> Result<SocketAddr, ConfigError> {
     let alone = || text.parse().ok().map(|addr| SocketAddr::new(addr, port));
-    text.parse().ok().or_else(alone).ok_or_else(|| invalid(flag, text, "write ADDRESS:PORT"))
+    text.parse()
+        .ok()
+        .or_else(alone)
+        .ok_or_else(|| invalid(flag, text, "write ADDRESS:PORT"))
 }
 
 /// Patterns over interface names: `*` any text, `?` one character.
@@ -328,15 +388,24 @@ pub struct Globs(Vec<String>);
 impl Globs {
     /// Patterns of a flag.
     pub fn new(flag: &'static str, patterns: &[String]) -> Result<Globs, ConfigError> {
-        let patterns: Vec<String> = patterns.iter().map(|pattern| pattern.trim().to_owned()).collect();
+        let patterns: Vec<String> = patterns
+            .iter()
+            .map(|pattern| pattern.trim().to_owned())
+            .collect();
         match patterns.iter().any(String::is_empty) {
-            true => Err(invalid(flag, patterns.join(","), "an empty pattern matches nothing; write names or patterns such as eth*")),
+            true => Err(invalid(
+                flag,
+                patterns.join(","),
+                "an empty pattern matches nothing; write names or patterns such as eth*",
+            )),
             false => Ok(Globs(patterns)),
         }
     }
     /// Whether some pattern matches.
     pub fn matches(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+        self.0
+            .iter()
+            .any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
     }
 }
 
@@ -389,7 +458,14 @@ mod tests {
     fn flags_without_values_take_the_documented_defaults() {
         let config = parse(&[]).unwrap();
         assert_eq!(config.snat_ports, (20_000, 29_999));
-        assert_eq!((config.max_frontends, config.max_backends, config.flow_table_size), (65_536, 262_144, None));
+        assert_eq!(
+            (
+                config.max_frontends,
+                config.max_backends,
+                config.flow_table_size
+            ),
+            (65_536, 262_144, None)
+        );
         assert_eq!(config.healthz.port(), 10256);
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(config.socket_lb, SocketLb::Host);
@@ -397,7 +473,10 @@ mod tests {
 
     #[test]
     fn node_names_are_lower_cased() {
-        assert_eq!(parse(&["--hostname-override", "Node-A"]).unwrap().node_name, "node-a");
+        assert_eq!(
+            parse(&["--hostname-override", "Node-A"]).unwrap().node_name,
+            "node-a"
+        );
     }
 
     #[test]
@@ -421,7 +500,13 @@ mod tests {
     #[test]
     fn a_missing_directory_of_manifests_is_named() {
         let line = Line::try_parse_from(["lb-agent", "--manifests", "/nonexistent/m"]).unwrap();
-        assert!(line.run.validate().unwrap_err().to_string().contains("/nonexistent/m"));
+        assert!(
+            line.run
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("/nonexistent/m")
+        );
     }
 
     #[test]

@@ -175,12 +175,27 @@ impl Shared {
                 out.row(name, &[("code", code)], count.load(Ordering::Relaxed));
             }
         }
-        out.head("lb_manifest_errors", "gauge", "Manifest files that cannot be used.");
-        out.row("lb_manifest_errors", &[], self.board.manifest_problems().len());
+        out.head(
+            "lb_manifest_errors",
+            "gauge",
+            "Manifest files that cannot be used.",
+        );
+        out.row(
+            "lb_manifest_errors",
+            &[],
+            self.board.manifest_problems().len(),
+        );
         let interfaces = self.board.interfaces();
-        out.head("lb_interfaces", "gauge", "Interfaces by how they are served: by tc and XDP, by tc alone, or not.");
+        out.head(
+            "lb_interfaces",
+            "gauge",
+            "Interfaces by how they are served: by tc and XDP, by tc alone, or not.",
+        );
         for state in ["tc+xdp", "tc", "failed"] {
-            let count = interfaces.iter().filter(|interface| interface.state() == state).count();
+            let count = interfaces
+                .iter()
+                .filter(|interface| interface.state() == state)
+                .count();
             out.row("lb_interfaces", &[("state", state)], count);
         }
         render_unserved(&mut out, &self.board.unserved());
@@ -260,8 +275,24 @@ impl Answer {
 pub async fn serve(health: SocketAddr, metrics: SocketAddr, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::join!(
-        async { accept(bind(health).await, shared.clone(), room.clone(), Shared::answer_health).await },
-        async { accept(bind(metrics).await, shared.clone(), room.clone(), Shared::answer_metrics).await },
+        async {
+            accept(
+                bind(health).await,
+                shared.clone(),
+                room.clone(),
+                Shared::answer_health,
+            )
+            .await
+        },
+        async {
+            accept(
+                bind(metrics).await,
+                shared.clone(),
+                room.clone(),
+                Shared::answer_metrics,
+            )
+            .await
+        },
     );
 }
 
@@ -391,7 +422,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let room = Arc::new(Semaphore::new(1));
-        tokio::spawn(accept(listener, Arc::default(), room, Shared::answer_metrics));
+        tokio::spawn(accept(
+            listener,
+            Arc::default(),
+            room,
+            Shared::answer_metrics,
+        ));
         let mut client = TcpStream::connect(addr).await.unwrap();
         client
             .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -404,6 +440,9 @@ mod tests {
             .unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
         assert!(text.contains("\nlb_manifest_errors 0\n"), "{text}");
-        assert!(text.contains("\nkubeproxy_proxy_healthz_total{code=\"200\"} 0\n"), "{text}");
+        assert!(
+            text.contains("\nkubeproxy_proxy_healthz_total{code=\"200\"} 0\n"),
+            "{text}"
+        );
     }
 }

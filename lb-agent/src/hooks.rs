@@ -81,7 +81,11 @@ impl Hooks {
     }
 
     /// Loads what every node needs and attaches the socket hooks; returns the reasons of those that failed.
-    pub fn sockets(&mut self, mode: SocketLb, cgroup: Option<&Path>) -> Result<Vec<String>, HookError> {
+    pub fn sockets(
+        &mut self,
+        mode: SocketLb,
+        cgroup: Option<&Path>,
+    ) -> Result<Vec<String>, HookError> {
         let Some(cgroup) = cgroup.filter(|_| mode != SocketLb::Off) else {
             self.attacher.no_cgroup()?;
             return Ok(Vec::new());
@@ -105,7 +109,12 @@ impl Hooks {
         }
         let mut changed = first;
         let keep = |ifindex: u32| wanted.iter().any(|interface| interface.ifindex == ifindex);
-        let gone: Vec<u32> = self.states.keys().copied().filter(|ifindex| !keep(*ifindex)).collect();
+        let gone: Vec<u32> = self
+            .states
+            .keys()
+            .copied()
+            .filter(|ifindex| !keep(*ifindex))
+            .collect();
         for ifindex in gone {
             changed = true;
             // The device may be gone together with its hooks: nothing to detach is as good as detached.
@@ -151,12 +160,16 @@ impl Hooks {
         }
         let same_hooks = old.is_some_and(|old| {
             let o = &old.interface;
-            o.role == interface.role && o.l3 == interface.l3 && o.xdp == interface.xdp && old.tc.is_ok()
+            o.role == interface.role
+                && o.l3 == interface.l3
+                && o.xdp == interface.xdp
+                && old.tc.is_ok()
         });
         let (tc, xdp) = match old {
             Some(old) if same_hooks => (old.tc.clone(), old.xdp.clone()),
             _ => {
-                self.interfaces.update(&interface.ifindex, &entry(&interface, false))?;
+                self.interfaces
+                    .update(&interface.ifindex, &entry(&interface, false))?;
                 let tc = self.attach_tc(&interface)?;
                 // XDP alone could not restore what tc must: it comes only above working tc hooks.
                 let xdp = match &tc {
@@ -168,46 +181,75 @@ impl Hooks {
             }
         };
         let xdp = self.write(&interface, xdp)?;
-        self.states.insert(interface.ifindex, InterfaceState { interface, tc, xdp });
+        self.states
+            .insert(interface.ifindex, InterfaceState { interface, tc, xdp });
         Ok(true)
     }
 
-    fn attach_tc(&mut self, interface: &Interface) -> Result<Result<&'static str, String>, HookError> {
+    fn attach_tc(
+        &mut self,
+        interface: &Interface,
+    ) -> Result<Result<&'static str, String>, HookError> {
         let (ingress, egress) = tc_programs(interface);
         // Both are loaded before either is borrowed.
         self.loaded.program(ingress)?;
         self.loaded.program(egress)?;
         let egress_fd = self.loaded.loaded(egress)?;
         let ingress_fd = self.loaded.loaded(ingress)?;
-        let attached = self.attacher.tc(interface.ifindex, (ingress_fd, ingress), (egress_fd, egress));
-        Ok(attached.map(|()| self.attacher.tc_mode().name()).map_err(|error| chain(&error)))
+        let attached = self.attacher.tc(
+            interface.ifindex,
+            (ingress_fd, ingress),
+            (egress_fd, egress),
+        );
+        Ok(attached
+            .map(|()| self.attacher.tc_mode().name())
+            .map_err(|error| chain(&error)))
     }
 
-    fn attach_xdp(&mut self, interface: &Interface) -> Result<Result<&'static str, String>, HookError> {
+    fn attach_xdp(
+        &mut self,
+        interface: &Interface,
+    ) -> Result<Result<&'static str, String>, HookError> {
         if let Err(reason) = interface.xdp {
             let removed = self.attacher.no_xdp(interface.ifindex);
-            return Ok(Err(removed.err().map_or_else(|| reason.to_owned(), |error| chain(&error))));
+            return Ok(Err(removed
+                .err()
+                .map_or_else(|| reason.to_owned(), |error| chain(&error))));
         }
         let native = self.xdp != XdpMode::Generic;
         let program = self.loaded.program(programs::XDP_EXT_IN)?;
         let attached = self.attacher.xdp(interface.ifindex, native, program);
-        Ok(attached.map(|()| if native { "native" } else { "generic" }).map_err(|error| chain(&error)))
+        Ok(attached
+            .map(|()| if native { "native" } else { "generic" })
+            .map_err(|error| chain(&error)))
     }
 
     /// Writes the entries of an interface as its XDP turned out.
-    fn write(&self, interface: &Interface, xdp: Result<&'static str, String>) -> Result<Result<&'static str, String>, HookError> {
+    fn write(
+        &self,
+        interface: &Interface,
+        xdp: Result<&'static str, String>,
+    ) -> Result<Result<&'static str, String>, HookError> {
         let slot = XdpDevice::slot(interface.ifindex);
         let there = self.xdp_devices.lookup(&slot)?.unwrap_or_default();
         let free = there.ifindex == 0 || there.ifindex == interface.ifindex;
         let transmit = xdp.is_ok() && free && interface.mac.is_some();
-        self.interfaces.update(&interface.ifindex, &entry(interface, transmit))?;
+        self.interfaces
+            .update(&interface.ifindex, &entry(interface, transmit))?;
         if transmit {
-            self.xdp_devices.update(&slot, &XdpDevice::new(interface.ifindex, interface.mtu, mac(interface)))?;
+            self.xdp_devices.update(
+                &slot,
+                &XdpDevice::new(interface.ifindex, interface.mtu, mac(interface)),
+            )?;
         } else if there.ifindex == interface.ifindex {
             self.xdp_devices.update(&slot, &XdpDevice::default())?;
         }
         if xdp.is_ok() && !free {
-            tracing::warn!(interface = interface.name, other = there.ifindex, "XDP does not transmit: another interface has its slot");
+            tracing::warn!(
+                interface = interface.name,
+                other = there.ifindex,
+                "XDP does not transmit: another interface has its slot"
+            );
         }
         Ok(xdp)
     }
@@ -228,7 +270,11 @@ fn mac(interface: &Interface) -> MacAddr {
 }
 
 fn entry(interface: &Interface, transmit: bool) -> abi::Interface {
-    let transmit = if transmit { InterfaceFlags::XDP_TRANSMIT } else { 0 };
+    let transmit = if transmit {
+        InterfaceFlags::XDP_TRANSMIT
+    } else {
+        0
+    };
     let l3 = if interface.l3 { InterfaceFlags::L3 } else { 0 };
     abi::Interface {
         saddr_v4: interface.saddr_v4.map(Into::into).unwrap_or_default(),
@@ -240,10 +286,26 @@ fn entry(interface: &Interface, transmit: bool) -> abi::Interface {
     }
 }
 
-fn report(interface: &Interface, tc: &Result<&'static str, String>, xdp: &Result<&'static str, String>) {
-    let Interface { name, ifindex, role, .. } = interface;
+fn report(
+    interface: &Interface,
+    tc: &Result<&'static str, String>,
+    xdp: &Result<&'static str, String>,
+) {
+    let Interface {
+        name,
+        ifindex,
+        role,
+        ..
+    } = interface;
     match tc {
-        Ok(tc) => tracing::info!(interface = name, ifindex, ?role, tc, xdp = xdp.as_deref().unwrap_or("no"), "interface served"),
+        Ok(tc) => tracing::info!(
+            interface = name,
+            ifindex,
+            ?role,
+            tc,
+            xdp = xdp.as_deref().unwrap_or("no"),
+            "interface served"
+        ),
         Err(reason) => tracing::error!(interface = name, ifindex, "interface not served: {reason}"),
     }
     if let Err(reason) = xdp {
@@ -286,15 +348,27 @@ mod tests {
 
     #[test]
     fn programs_follow_role_and_header() {
-        assert_eq!(tc_programs(&interface(InterfaceRole::Pod, false)), ("tc_pod_in", "tc_out"));
-        assert_eq!(tc_programs(&interface(InterfaceRole::External, true)), ("tc_ext_in_l3", "tc_out_l3"));
+        assert_eq!(
+            tc_programs(&interface(InterfaceRole::Pod, false)),
+            ("tc_pod_in", "tc_out")
+        );
+        assert_eq!(
+            tc_programs(&interface(InterfaceRole::External, true)),
+            ("tc_ext_in_l3", "tc_out_l3")
+        );
     }
 
     #[test]
     fn entries_carry_what_programs_read() {
         let entry = entry(&interface(InterfaceRole::External, false), true);
-        assert_eq!((entry.mtu, entry.role, entry.flags), (1400, 1, InterfaceFlags::XDP_TRANSMIT));
+        assert_eq!(
+            (entry.mtu, entry.role, entry.flags),
+            (1400, 1, InterfaceFlags::XDP_TRANSMIT)
+        );
         assert_eq!(entry.mac.octets(), [2, 0, 0, 0, 0, 1]);
-        assert_eq!(std::net::Ipv4Addr::from(entry.saddr_v4), std::net::Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(
+            std::net::Ipv4Addr::from(entry.saddr_v4),
+            std::net::Ipv4Addr::new(192, 0, 2, 1)
+        );
     }
 }

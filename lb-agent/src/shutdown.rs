@@ -15,7 +15,10 @@ pub struct Signals {
 impl Signals {
     /// Catches them from now on. Inside a tokio runtime.
     pub fn new() -> io::Result<Signals> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for one; returns its name.

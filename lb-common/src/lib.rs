@@ -5,6 +5,10 @@
 //! kernel. `lb-ebpf` instantiates it over real contexts and maps; tests, fuzzing and `explain`
 //! instantiate it natively, so the two cannot drift.
 #![no_std]
+#![expect(
+    clippy::cast_lossless,
+    reason = "`From` cannot be called in const functions; one form everywhere"
+)]
 
 pub mod abi;
 pub mod family;

@@ -31,7 +31,7 @@ pub(crate) fn bpf_object(bin: &str) -> PathBuf {
     bpf_target().join(format!("{bin}.o"))
 }
 
-/// The folder of tools that [`crate::setup`] builds: `$XDG_CACHE_HOME/lb-ebpf` or `~/.cache/lb-ebpf`.
+/// The folder of tools that [`mod@crate::setup`] builds: `$XDG_CACHE_HOME/lb-ebpf` or `~/.cache/lb-ebpf`.
 pub(crate) fn cache() -> Result<PathBuf> {
     let folder = |name: &str| {
         env::var_os(name)

@@ -94,10 +94,26 @@ struct Hook {
     flags: u32,
 }
 
-const TCX_INGRESS: Hook = Hook { name: "tc-ingress", attach_type: attach_type::TCX_INGRESS, flags: 0 };
-const TCX_EGRESS: Hook = Hook { name: "tc-egress", attach_type: attach_type::TCX_EGRESS, flags: 0 };
-const XDP_NATIVE: Hook = Hook { name: "xdp-native", attach_type: attach_type::XDP, flags: XDP_FLAGS_DRV_MODE };
-const XDP_GENERIC: Hook = Hook { name: "xdp-generic", attach_type: attach_type::XDP, flags: XDP_FLAGS_SKB_MODE };
+const TCX_INGRESS: Hook = Hook {
+    name: "tc-ingress",
+    attach_type: attach_type::TCX_INGRESS,
+    flags: 0,
+};
+const TCX_EGRESS: Hook = Hook {
+    name: "tc-egress",
+    attach_type: attach_type::TCX_EGRESS,
+    flags: 0,
+};
+const XDP_NATIVE: Hook = Hook {
+    name: "xdp-native",
+    attach_type: attach_type::XDP,
+    flags: XDP_FLAGS_DRV_MODE,
+};
+const XDP_GENERIC: Hook = Hook {
+    name: "xdp-generic",
+    attach_type: attach_type::XDP,
+    flags: XDP_FLAGS_SKB_MODE,
+};
 const DEVICE_HOOKS: [&Hook; 4] = [&TCX_INGRESS, &TCX_EGRESS, &XDP_NATIVE, &XDP_GENERIC];
 
 /// Attaches programs and keeps their links pinned.
@@ -111,7 +127,11 @@ pub struct Attacher {
 impl Attacher {
     /// Links below a pin directory.
     pub fn new(dir: &Path, tc: TcMode) -> io::Result<Attacher> {
-        Ok(Attacher { links: dir.join("links"), tc, netlink: Socket::new()? })
+        Ok(Attacher {
+            links: dir.join("links"),
+            tc,
+            netlink: Socket::new()?,
+        })
     }
 
     /// How tc programs are attached.
@@ -120,33 +140,56 @@ impl Attacher {
     }
 
     /// Both directions of tc, or neither: a translated packet needs its reply translated back.
-    pub fn tc(&mut self, ifindex: u32, ingress: (BorrowedFd<'_>, &str), egress: (BorrowedFd<'_>, &str)) -> AttachResult<()> {
+    pub fn tc(
+        &mut self,
+        ifindex: u32,
+        ingress: (BorrowedFd<'_>, &str),
+        egress: (BorrowedFd<'_>, &str),
+    ) -> AttachResult<()> {
         // Egress first: no reply may pass before it can be translated.
         let result = match self.tc {
-            TcMode::Tcx => {
-                self.device_link(ifindex, &TCX_EGRESS, egress.0).and_then(|()| self.device_link(ifindex, &TCX_INGRESS, ingress.0))
-            }
-            TcMode::Clsact => {
-                self.clsact(ifindex, Direction::Egress, egress).and_then(|()| self.clsact(ifindex, Direction::Ingress, ingress))
-            }
+            TcMode::Tcx => self
+                .device_link(ifindex, &TCX_EGRESS, egress.0)
+                .and_then(|()| self.device_link(ifindex, &TCX_INGRESS, ingress.0)),
+            TcMode::Clsact => self
+                .clsact(ifindex, Direction::Egress, egress)
+                .and_then(|()| self.clsact(ifindex, Direction::Ingress, ingress)),
         };
         match (&result, self.tc) {
             // What another mode left behind would translate twice.
             (Ok(()), TcMode::Tcx) => self.remove_clsact(ifindex)?,
-            (Ok(()), TcMode::Clsact) => [&TCX_INGRESS, &TCX_EGRESS].into_iter().try_for_each(|hook| self.remove(ifindex, hook))?,
-            (Err(_), TcMode::Tcx) => [&TCX_INGRESS, &TCX_EGRESS].into_iter().try_for_each(|hook| self.remove(ifindex, hook))?,
+            (Ok(()), TcMode::Clsact) => [&TCX_INGRESS, &TCX_EGRESS]
+                .into_iter()
+                .try_for_each(|hook| self.remove(ifindex, hook))?,
+            (Err(_), TcMode::Tcx) => [&TCX_INGRESS, &TCX_EGRESS]
+                .into_iter()
+                .try_for_each(|hook| self.remove(ifindex, hook))?,
             (Err(_), TcMode::Clsact) => self.remove_clsact(ifindex)?,
         }
         result
     }
 
-    fn clsact(&mut self, ifindex: u32, direction: Direction, (program, name): (BorrowedFd<'_>, &str)) -> AttachResult<()> {
-        let hook = if direction == Direction::Ingress { "clsact ingress" } else { "clsact egress" };
+    fn clsact(
+        &mut self,
+        ifindex: u32,
+        direction: Direction,
+        (program, name): (BorrowedFd<'_>, &str),
+    ) -> AttachResult<()> {
+        let hook = if direction == Direction::Ingress {
+            "clsact ingress"
+        } else {
+            "clsact egress"
+        };
         let failed = |what| move |source| AttachError::Io { what, hook, source };
         tc::attach(&mut self.netlink, ifindex, direction, program, name)?;
-        let there = tc::attached(&mut self.netlink, ifindex, direction).map_err(failed("list the filters"))?;
+        let there = tc::attached(&mut self.netlink, ifindex, direction)
+            .map_err(failed("list the filters"))?;
         let id = sys::prog_id(program).map_err(failed("describe the program"))?;
-        if there == Some(id) { Ok(()) } else { Err(AttachError::NotThere { hook }) }
+        if there == Some(id) {
+            Ok(())
+        } else {
+            Err(AttachError::NotThere { hook })
+        }
     }
 
     fn remove_clsact(&mut self, ifindex: u32) -> AttachResult<()> {
@@ -154,7 +197,11 @@ impl Attacher {
             let removed = tc::detach(&mut self.netlink, ifindex, direction);
             match removed {
                 Err(source) if source.raw_os_error() != Some(libc::ENODEV) => {
-                    return Err(AttachError::Io { what: "remove the filter", hook: "clsact", source });
+                    return Err(AttachError::Io {
+                        what: "remove the filter",
+                        hook: "clsact",
+                        source,
+                    });
                 }
                 _ => {}
             }
@@ -164,13 +211,26 @@ impl Attacher {
 
     /// XDP, native or generic.
     pub fn xdp(&mut self, ifindex: u32, native: bool, program: BorrowedFd<'_>) -> AttachResult<()> {
-        let (hook, other) = if native { (&XDP_NATIVE, &XDP_GENERIC) } else { (&XDP_GENERIC, &XDP_NATIVE) };
+        let (hook, other) = if native {
+            (&XDP_NATIVE, &XDP_GENERIC)
+        } else {
+            (&XDP_GENERIC, &XDP_NATIVE)
+        };
         self.remove(ifindex, other)?;
-        self.device_link(ifindex, hook, program).map_err(|error| match error {
-            AttachError::Io { source, .. } if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => AttachError::XdpTaken,
-            AttachError::Io { source, .. } if native && source.raw_os_error() != Some(libc::EPERM) => AttachError::NoNativeXdp(source),
-            error => error,
-        })
+        self.device_link(ifindex, hook, program)
+            .map_err(|error| match error {
+                AttachError::Io { source, .. }
+                    if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) =>
+                {
+                    AttachError::XdpTaken
+                }
+                AttachError::Io { source, .. }
+                    if native && source.raw_os_error() != Some(libc::EPERM) =>
+                {
+                    AttachError::NoNativeXdp(source)
+                }
+                error => error,
+            })
     }
 
     /// Removes XDP from an interface.
@@ -181,24 +241,52 @@ impl Attacher {
 
     /// Everything of ours goes from an interface.
     pub fn detach(&mut self, ifindex: u32) -> AttachResult<()> {
-        DEVICE_HOOKS.into_iter().try_for_each(|hook| self.remove(ifindex, hook))?;
-        if self.tc == TcMode::Clsact { self.remove_clsact(ifindex) } else { Ok(()) }
+        DEVICE_HOOKS
+            .into_iter()
+            .try_for_each(|hook| self.remove(ifindex, hook))?;
+        if self.tc == TcMode::Clsact {
+            self.remove_clsact(ifindex)
+        } else {
+            Ok(())
+        }
     }
 
-    fn device_link(&self, ifindex: u32, hook: &'static Hook, program: BorrowedFd<'_>) -> AttachResult<()> {
+    fn device_link(
+        &self,
+        ifindex: u32,
+        hook: &'static Hook,
+        program: BorrowedFd<'_>,
+    ) -> AttachResult<()> {
         let pin = self.links.join(format!("{ifindex}-{}", hook.name));
         self.link(&pin, hook, program, ifindex, |info| info.target == ifindex)
     }
 
     /// Socket hooks at a cgroup, in the order of `names::programs::CGROUP`.
     pub fn cgroup(&self, path: &Path, index: usize, program: BorrowedFd<'_>) -> AttachResult<()> {
-        let cgroup = File::open(path).map_err(|source| AttachError::Cgroup { path: path.to_owned(), source })?;
-        let id = cgroup_id(path).map_err(|source| AttachError::Cgroup { path: path.to_owned(), source })?;
+        let cgroup = File::open(path).map_err(|source| AttachError::Cgroup {
+            path: path.to_owned(),
+            source,
+        })?;
+        let id = cgroup_id(path).map_err(|source| AttachError::Cgroup {
+            path: path.to_owned(),
+            source,
+        })?;
         let name = programs::CGROUP[index];
-        let hook = Hook { name, attach_type: attach_type::CGROUP[index], flags: 0 };
+        let hook = Hook {
+            name,
+            attach_type: attach_type::CGROUP[index],
+            flags: 0,
+        };
         let pin = self.links.join(format!("cgroup-{name}"));
-        let same = |info: &sys::LinkInfo| u64::from(info.target) | u64::from(info.attach) << 32 == id;
-        self.link(&pin, &hook, program, cgroup.as_raw_fd().cast_unsigned(), same)
+        let same =
+            |info: &sys::LinkInfo| u64::from(info.target) | u64::from(info.attach) << 32 == id;
+        self.link(
+            &pin,
+            &hook,
+            program,
+            cgroup.as_raw_fd().cast_unsigned(),
+            same,
+        )
     }
 
     /// Updates the pinned link if it still is the one wanted, else makes and pins one.
@@ -211,8 +299,16 @@ impl Attacher {
         same: impl Fn(&sys::LinkInfo) -> bool,
     ) -> AttachResult<()> {
         let name = hook.name;
-        let failed = |what| move |source| AttachError::Io { what, hook: name, source };
-        let kept = sys::obj_get(pin, 0).ok().filter(|link| sys::link_info(link.as_fd()).is_ok_and(|info| same(&info)));
+        let failed = |what| {
+            move |source| AttachError::Io {
+                what,
+                hook: name,
+                source,
+            }
+        };
+        let kept = sys::obj_get(pin, 0)
+            .ok()
+            .filter(|link| sys::link_info(link.as_fd()).is_ok_and(|info| same(&info)));
         let link = match kept {
             Some(link) => {
                 sys::link_update(link.as_fd(), program).map_err(failed("replace the program"))?;
@@ -220,10 +316,11 @@ impl Attacher {
             }
             None => {
                 unpin(pin).map_err(failed("remove the old pin"))?;
-                let link = sys::link_create(program, target, hook.attach_type, hook.flags).map_err(|source| match source.raw_os_error() {
-                    Some(libc::ENODEV) => AttachError::Gone,
-                    _ => failed("attach the program")(source),
-                })?;
+                let link = sys::link_create(program, target, hook.attach_type, hook.flags)
+                    .map_err(|source| match source.raw_os_error() {
+                        Some(libc::ENODEV) => AttachError::Gone,
+                        _ => failed("attach the program")(source),
+                    })?;
                 sys::obj_pin(link.as_fd(), pin).map_err(failed("pin the link"))?;
                 link
             }
@@ -231,31 +328,68 @@ impl Attacher {
         self.verify(&link, hook, program, target)
     }
 
-    fn verify(&self, link: &OwnedFd, hook: &Hook, program: BorrowedFd<'_>, target: u32) -> AttachResult<()> {
+    fn verify(
+        &self,
+        link: &OwnedFd,
+        hook: &Hook,
+        program: BorrowedFd<'_>,
+        target: u32,
+    ) -> AttachResult<()> {
         let name = hook.name;
-        let failed = |source| AttachError::Io { what: "verify the link", hook: name, source };
+        let failed = |source| AttachError::Io {
+            what: "verify the link",
+            hook: name,
+            source,
+        };
         let id = sys::prog_id(program).map_err(failed)?;
         let mut there = sys::link_info(link.as_fd()).map_err(failed)?.prog_id == id;
         // XDP has no query by bpf(2); its link's own information must do.
         if hook.attach_type != attach_type::XDP {
-            there &= sys::prog_query(target, hook.attach_type).map_err(failed)?.contains(&id);
+            there &= sys::prog_query(target, hook.attach_type)
+                .map_err(failed)?
+                .contains(&id);
         }
-        if there { Ok(()) } else { Err(AttachError::NotThere { hook: name }) }
+        if there {
+            Ok(())
+        } else {
+            Err(AttachError::NotThere { hook: name })
+        }
     }
 
     fn remove(&self, ifindex: u32, hook: &'static Hook) -> AttachResult<()> {
         let pin = self.links.join(format!("{ifindex}-{}", hook.name));
-        release(&pin).map_err(|source| AttachError::Io { what: "detach", hook: hook.name, source })
+        release(&pin).map_err(|source| AttachError::Io {
+            what: "detach",
+            hook: hook.name,
+            source,
+        })
     }
 
     /// Removes links of devices that are gone, and those of interfaces that `wanted` refuses; returns how many.
     pub fn prune(&mut self, wanted: &dyn Fn(u32) -> bool) -> AttachResult<usize> {
-        let failed = |what| move |source| AttachError::Io { what, hook: "links", source };
+        let failed = |what| {
+            move |source| AttachError::Io {
+                what,
+                hook: "links",
+                source,
+            }
+        };
         let mut removed = 0;
-        for entry in fs::read_dir(&self.links).map_err(failed("list the pins"))?.flatten() {
+        for entry in fs::read_dir(&self.links)
+            .map_err(failed("list the pins"))?
+            .flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(ifindex) = name.split('-').next().and_then(|number| number.parse::<u32>().ok()) else { continue };
-            let alive = sys::obj_get(&entry.path(), 0).and_then(|link| sys::link_info(link.as_fd())).is_ok_and(|info| info.target == ifindex);
+            let Some(ifindex) = name
+                .split('-')
+                .next()
+                .and_then(|number| number.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let alive = sys::obj_get(&entry.path(), 0)
+                .and_then(|link| sys::link_info(link.as_fd()))
+                .is_ok_and(|info| info.target == ifindex);
             if !alive || !wanted(ifindex) {
                 release(&entry.path()).map_err(failed("detach"))?;
                 removed += 1;
@@ -268,7 +402,11 @@ impl Attacher {
     pub fn no_cgroup(&self) -> AttachResult<()> {
         for name in programs::CGROUP {
             let pin = self.links.join(format!("cgroup-{name}"));
-            release(&pin).map_err(|source| AttachError::Io { what: "detach", hook: name, source })?;
+            release(&pin).map_err(|source| AttachError::Io {
+                what: "detach",
+                hook: name,
+                source,
+            })?;
         }
         Ok(())
     }

@@ -25,8 +25,16 @@ pub struct Features {
 impl Features {
     /// Tries everything. A probe that fails for another reason counts as "no".
     pub fn probe() -> Features {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
-        Features { release, tcx: tcx(), csum_ipv6: csum_ipv6(), set_retval: set_retval() }
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease")
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        Features {
+            release,
+            tcx: tcx(),
+            csum_ipv6: csum_ipv6(),
+            set_retval: set_retval(),
+        }
     }
 }
 
@@ -50,8 +58,16 @@ fn tcx() -> bool {
 
 /// Runs `bpf_l4_csum_replace(skb, 20, 0, 0, BPF_F_PSEUDO_HDR | BPF_F_IPV6)`: -EINVAL where the flag is unknown.
 fn csum_ipv6() -> bool {
-    let program = [mov(2, 20), mov(3, 0), mov(4, 0), mov(5, 0x90), call(11), EXIT];
-    let run = sys::prog_load(SCHED_CLS, 0, &program).and_then(|program| sys::prog_test_run(program.as_fd(), &mut [0; 64]));
+    let program = [
+        mov(2, 20),
+        mov(3, 0),
+        mov(4, 0),
+        mov(5, 0x90),
+        call(11),
+        EXIT,
+    ];
+    let run = sys::prog_load(SCHED_CLS, 0, &program)
+        .and_then(|program| sys::prog_test_run(program.as_fd(), &mut [0; 64]));
     run.is_ok_and(|result| result == 0)
 }
 
@@ -67,7 +83,10 @@ mod tests {
 
     #[test]
     fn instructions_have_the_kernels_layout() {
-        assert_eq!(mov(1, -1).to_le_bytes(), [0xb7, 1, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+        assert_eq!(
+            mov(1, -1).to_le_bytes(),
+            [0xb7, 1, 0, 0, 0xff, 0xff, 0xff, 0xff]
+        );
         assert_eq!(EXIT.to_le_bytes(), [0x95, 0, 0, 0, 0, 0, 0, 0]);
     }
 }

@@ -37,7 +37,9 @@ pub enum LoadError {
     #[error("this lb-agent has no BPF programs inside; build it with `cargo xtask build`")]
     NoObject,
     /// Not root.
-    #[error("no permission for bpf(2); run as root or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    #[error(
+        "no permission for bpf(2); run as root or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    )]
     Privilege(#[source] io::Error),
     /// No bpf filesystem.
     #[error("cannot mount a bpf filesystem at {}; mount one, or name another mount with --bpffs", path.display())]
@@ -77,7 +79,9 @@ pub enum LoadError {
     #[error("cannot read the embedded BPF object; build again with `cargo xtask build`")]
     Object(#[source] aya_obj::ParseError),
     /// Maps cannot be made.
-    #[error("cannot create the BPF maps; lower --max-frontends, --max-backends or --flow-table-size if memory is short")]
+    #[error(
+        "cannot create the BPF maps; lower --max-frontends, --max-backends or --flow-table-size if memory is short"
+    )]
     Maps(#[source] Box<EbpfError>),
     /// A program is refused.
     #[error("the kernel refuses the program {program}: {source}; the verifier's last lines: {log}")]
@@ -90,7 +94,9 @@ pub enum LoadError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Not in the object.
-    #[error("the embedded BPF object has no {what} named {name}; build again with `cargo xtask build`")]
+    #[error(
+        "the embedded BPF object has no {what} named {name}; build again with `cargo xtask build`"
+    )]
     Absent {
         /// Program or map.
         what: &'static str,
@@ -119,8 +125,12 @@ impl Sizes {
     pub fn new(config: &Config, memory_bytes: u64) -> Sizes {
         // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
         // A 128th of the memory for flows, a 384th for selection tables.
-        let flows = config.flow_table_size.unwrap_or_else(|| share(memory_bytes / 128 / 304, 65_536, 1_048_576));
-        let rows = config.selection_rows.unwrap_or_else(|| share(memory_bytes / 384 / 4, 1 << 22, 1 << 24));
+        let flows = config
+            .flow_table_size
+            .unwrap_or_else(|| share(memory_bytes / 128 / 304, 65_536, 1_048_576));
+        let rows = config
+            .selection_rows
+            .unwrap_or_else(|| share(memory_bytes / 384 / 4, 1 << 22, 1 << 24));
         let block = u32::try_from(SELECTION_BLOCK_ROWS).unwrap_or(1024);
         Sizes {
             frontends: config.max_frontends,
@@ -155,7 +165,9 @@ fn share(amount: u64, least: u32, most: u32) -> u32 {
 pub fn memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib: u64 = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(1 << 20);
+    let kib: u64 = line
+        .and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
+        .unwrap_or(1 << 20);
     kib * 1024
 }
 
@@ -181,7 +193,12 @@ impl Loaded {
         raise_memlock();
         mount_bpffs(bpffs)?;
         let dir = pin_dir(bpffs);
-        for sub in [bpffs.join(PIN_ROOT), dir.clone(), dir.join("programs"), dir.join("links")] {
+        for sub in [
+            bpffs.join(PIN_ROOT),
+            dir.clone(),
+            dir.join("programs"),
+            dir.join("links"),
+        ] {
             make_dir(&sub)?;
         }
         let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Object)?;
@@ -190,8 +207,13 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         let wanted: HashMap<&str, u32> = sizes.entries().into();
         for (name, map) in &object.maps {
-            let Some(name) = pinned_name(name) else { continue };
-            let size = wanted.get(name).copied().unwrap_or_else(|| map.max_entries());
+            let Some(name) = pinned_name(name) else {
+                continue;
+            };
+            let size = wanted
+                .get(name)
+                .copied()
+                .unwrap_or_else(|| map.max_entries());
             adopted |= check_pinned(&dir, name, map, size, &mut kept_sizes)?;
             loader.map_max_entries(name, size);
             loader.map_pin_path(name, dir.join(name));
@@ -199,13 +221,25 @@ impl Loaded {
         // A constant to the verifier, which removes the call where the kernel has no such helper.
         let has_set_retval = u8::from(set_retval);
         loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-        let ebpf = loader.load(OBJECT).map_err(|error| match io_cause(&error) {
-            Some(libc::EPERM) => LoadError::Privilege(io::Error::from_raw_os_error(libc::EPERM)),
-            _ => LoadError::Maps(Box::new(error)),
-        })?;
-        let tails = [names::TAILS_XDP, names::TAILS_TC].map(|name| Ok((name, prog_array(&ebpf, name)?)));
+        let ebpf = loader
+            .load(OBJECT)
+            .map_err(|error| match io_cause(&error) {
+                Some(libc::EPERM) => {
+                    LoadError::Privilege(io::Error::from_raw_os_error(libc::EPERM))
+                }
+                _ => LoadError::Maps(Box::new(error)),
+            })?;
+        let tails =
+            [names::TAILS_XDP, names::TAILS_TC].map(|name| Ok((name, prog_array(&ebpf, name)?)));
         let tails = tails.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Loaded { dir, ebpf, programs: HashMap::new(), tails, kept_sizes, adopted })
+        Ok(Loaded {
+            dir,
+            ebpf,
+            programs: HashMap::new(),
+            tails,
+            kept_sizes,
+            adopted,
+        })
     }
 
     /// Pin directory.
@@ -220,12 +254,24 @@ impl Loaded {
             let fd = self.load_program(name)?;
             self.programs.insert(name, fd);
         }
-        self.programs.get(name).map(AsFd::as_fd).ok_or(LoadError::Absent { what: "program", name })
+        self.programs
+            .get(name)
+            .map(AsFd::as_fd)
+            .ok_or(LoadError::Absent {
+                what: "program",
+                name,
+            })
     }
 
     /// The descriptor of a program that was loaded before.
     pub fn loaded(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
-        self.programs.get(name).map(AsFd::as_fd).ok_or(LoadError::Absent { what: "loaded program", name })
+        self.programs
+            .get(name)
+            .map(AsFd::as_fd)
+            .ok_or(LoadError::Absent {
+                what: "loaded program",
+                name,
+            })
     }
 
     fn load_tails(&mut self, caller: &'static str) -> Result<(), LoadError> {
@@ -241,26 +287,43 @@ impl Loaded {
             let fd = self.load_program(name)?;
             let (map, array) = &self.tails[array];
             let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
-            sys::map_update(array.as_fd(), bytes(slot), &raw.to_ne_bytes(), 0)
-                .map_err(|source| LoadError::Pin { what: "fill the tail calls of", path: self.dir.join(map), source })?;
+            sys::map_update(array.as_fd(), bytes(slot), &raw.to_ne_bytes(), 0).map_err(
+                |source| LoadError::Pin {
+                    what: "fill the tail calls of",
+                    path: self.dir.join(map),
+                    source,
+                },
+            )?;
             self.programs.insert(name, fd);
         }
         Ok(())
     }
 
     fn load_program(&mut self, name: &'static str) -> Result<OwnedFd, LoadError> {
-        let program = self.ebpf.program_mut(name).ok_or(LoadError::Absent { what: "program", name })?;
+        let program = self.ebpf.program_mut(name).ok_or(LoadError::Absent {
+            what: "program",
+            name,
+        })?;
         let loaded = match program {
             Program::Xdp(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
-            _ => return Err(LoadError::Absent { what: "XDP, tc or socket program", name }),
+            _ => {
+                return Err(LoadError::Absent {
+                    what: "XDP, tc or socket program",
+                    name,
+                });
+            }
         };
         loaded.map_err(|error| refused(name, error))?;
         let fd = program.fd().map_err(|error| refused(name, error))?;
         let fd = fd.as_fd().try_clone_to_owned();
         let path = program_pin(&self.dir, name);
-        let fd = fd.map_err(|source| LoadError::Pin { what: "keep", path: path.clone(), source })?;
+        let fd = fd.map_err(|source| LoadError::Pin {
+            what: "keep",
+            path: path.clone(),
+            source,
+        })?;
         pin_over(fd.as_fd(), &path)?;
         tracing::debug!(program = name, "program loaded");
         Ok(fd)
@@ -310,9 +373,19 @@ fn check_pinned(
     let fd = match sys::obj_get(&path, 0) {
         Ok(fd) => fd,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(source) => return Err(LoadError::Pin { what: "open the pinned map", path, source }),
+        Err(source) => {
+            return Err(LoadError::Pin {
+                what: "open the pinned map",
+                path,
+                source,
+            });
+        }
     };
-    let info = sys::map_info(fd.as_fd()).map_err(|source| LoadError::Pin { what: "describe the pinned map", path, source })?;
+    let info = sys::map_info(fd.as_fd()).map_err(|source| LoadError::Pin {
+        what: "describe the pinned map",
+        path,
+        source,
+    })?;
     let fields = [
         ("type", info.map_type, map.map_type()),
         ("key size", info.key_size, map.key_size()),
@@ -323,7 +396,12 @@ fn check_pinned(
         // A ring buffer's sizes are 0 in the kernel whatever the object's BTF says of its records.
         let ring = info.key_size == 0 && field.ends_with("size");
         if found != wanted && !ring {
-            return Err(LoadError::Unfit { map: name.to_owned(), field, found, wanted });
+            return Err(LoadError::Unfit {
+                map: name.to_owned(),
+                field,
+                found,
+                wanted,
+            });
         }
     }
     if info.max_entries != size {
@@ -335,8 +413,17 @@ fn check_pinned(
 fn prog_array(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
     let absent = LoadError::Absent { what: "map", name };
     // Left in its place: closing it would pull the descriptor from under the programs' relocations.
-    let Some(Map::ProgramArray(map)) = ebpf.map(name) else { return Err(absent) };
-    map.fd().as_fd().try_clone_to_owned().map_err(|source| LoadError::Pin { what: "keep", path: name.into(), source })
+    let Some(Map::ProgramArray(map)) = ebpf.map(name) else {
+        return Err(absent);
+    };
+    map.fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| LoadError::Pin {
+            what: "keep",
+            path: name.into(),
+            source,
+        })
 }
 
 /// The `errno` at the bottom of a chain of causes.
@@ -353,7 +440,10 @@ fn io_cause(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
 
 fn refused(program: &'static str, error: ProgramError) -> LoadError {
     match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             tracing::debug!(program, "verifier log:\n{log}");
             if io_error.raw_os_error() == Some(libc::EPERM) && log.trim().is_empty() {
@@ -361,9 +451,17 @@ fn refused(program: &'static str, error: ProgramError) -> LoadError {
             }
             let lines: Vec<&str> = log.trim_end().lines().collect();
             let log = lines[lines.len().saturating_sub(12)..].join("\n");
-            LoadError::Program { program, log, source: Box::new(io_error) }
+            LoadError::Program {
+                program,
+                log,
+                source: Box::new(io_error),
+            }
         }
-        error => LoadError::Program { program, log: String::from("none"), source: Box::new(error) },
+        error => LoadError::Program {
+            program,
+            log: String::from("none"),
+            source: Box::new(error),
+        },
     }
 }
 
@@ -373,33 +471,48 @@ pub(crate) fn pin_over(fd: BorrowedFd<'_>, path: &Path) -> Result<(), LoadError>
     temporary.push("_new");
     let temporary = PathBuf::from(temporary);
     remove_file(&temporary)?;
-    sys::obj_pin(fd, &temporary).map_err(|source| LoadError::Pin { what: "pin", path: temporary.clone(), source })?;
-    fs::rename(&temporary, path).map_err(|source| LoadError::Pin { what: "pin", path: path.to_owned(), source })
+    sys::obj_pin(fd, &temporary).map_err(|source| LoadError::Pin {
+        what: "pin",
+        path: temporary.clone(),
+        source,
+    })?;
+    fs::rename(&temporary, path).map_err(|source| LoadError::Pin {
+        what: "pin",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Removes a file; one that is not there is as good as removed.
 pub(crate) fn remove_file(path: &Path) -> Result<(), LoadError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(LoadError::Pin { what: "remove", path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LoadError::Pin {
+            what: "remove",
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 fn make_dir(path: &Path) -> Result<(), LoadError> {
     match fs::create_dir(path) {
-        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => Err(LoadError::Privilege(source)),
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-            Err(LoadError::Pin { what: "create the directory", path: path.to_owned(), source })
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(LoadError::Privilege(source))
         }
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(LoadError::Pin {
+            what: "create the directory",
+            path: path.to_owned(),
+            source,
+        }),
         _ => Ok(()),
     }
 }
 
 /// Whether a bpf filesystem is mounted there.
 pub fn is_bpffs(path: &Path) -> io::Result<bool> {
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
+    let path =
+        std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     // SAFETY: all integers; any bit pattern is valid.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: a terminated path and a live struct.
@@ -410,20 +523,39 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Bpffs { path: path.to_owned(), source };
+    let failed = |source| LoadError::Bpffs {
+        path: path.to_owned(),
+        source,
+    };
     fs::create_dir_all(path).map_err(failed)?;
     if is_bpffs(path).map_err(failed)? {
         return Ok(());
     }
-    let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|error| failed(io::Error::other(error)))?;
+    let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|error| failed(io::Error::other(error)))?;
     // SAFETY: terminated strings that live through the call; no data.
-    let result = unsafe { libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
-    if result != 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+    let result = unsafe {
+        libc::mount(
+            c"bpf".as_ptr(),
+            target.as_ptr(),
+            c"bpf".as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    if result != 0 {
+        Err(failed(io::Error::last_os_error()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Before 5.11 maps count against this limit; later kernels ignore it, so a failure means nothing.
 fn raise_memlock() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let limit = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: a live struct that the kernel reads.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
     if result != 0 {

@@ -16,8 +16,9 @@ use std::{
 use lb_common::{
     ABI_VERSION, Family, V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, Clock, Config, Flow, FlowKey, Interface, NodeAddrKey, PacketCount, PortFilter, SelectionBlock,
-        Service, ServiceKey, ServiceStats, SrcRangeKey, XdpDevice,
+        Affinity, AffinityKey, Backend, Clock, Config, Flow, FlowKey, Interface, NodeAddrKey,
+        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SrcRangeKey,
+        XdpDevice,
     },
     names::{PIN_ROOT, maps as names, programs},
 };
@@ -48,7 +49,9 @@ pub enum MapError {
         source: io::Error,
     },
     /// The pinned map is not what this build expects.
-    #[error("pinned map {map} has {field} {found}, this build expects {expected}; run `lb-agent cleanup`, then start again")]
+    #[error(
+        "pinned map {map} has {field} {found}, this build expects {expected}; run `lb-agent cleanup`, then start again"
+    )]
     Unfit {
         /// Its name.
         map: &'static str,
@@ -93,8 +96,29 @@ macro_rules! plain_family {
         unsafe impl<F: Family> Plain for $name<F> {}
     )+ };
 }
-plain!(u8, u32, u64, Service, Affinity, Config, Interface, PacketCount, PortFilter, ServiceStats, XdpDevice, SelectionBlock);
-plain_family!(ServiceKey, Backend, FlowKey, Flow, AffinityKey, SrcRangeKey, NodeAddrKey);
+plain!(
+    u8,
+    u32,
+    u64,
+    Service,
+    Affinity,
+    Config,
+    Interface,
+    PacketCount,
+    PortFilter,
+    ServiceStats,
+    XdpDevice,
+    SelectionBlock
+);
+plain_family!(
+    ServiceKey,
+    Backend,
+    FlowKey,
+    Flow,
+    AffinityKey,
+    SrcRangeKey,
+    NodeAddrKey
+);
 
 /// The bytes of a value.
 pub(crate) fn bytes<T: Plain>(value: &T) -> &[u8] {
@@ -123,9 +147,17 @@ pub enum Access {
 
 fn open(dir: &Path, map: &'static str, access: Access) -> MapResult<OwnedFd> {
     let path = dir.join(map);
-    let flags = if access == Access::Read { sys::F_RDONLY } else { 0 };
+    let flags = if access == Access::Read {
+        sys::F_RDONLY
+    } else {
+        0
+    };
     sys::obj_get(&path, flags).map_err(|source| {
-        if source.kind() == io::ErrorKind::NotFound { MapError::Missing { path } } else { MapError::Open { path, source } }
+        if source.kind() == io::ErrorKind::NotFound {
+            MapError::Missing { path }
+        } else {
+            MapError::Open { path, source }
+        }
     })
 }
 
@@ -134,7 +166,16 @@ fn size_u32<T>() -> u32 {
 }
 
 fn check(map: &'static str, field: &'static str, found: u32, expected: u32) -> MapResult<()> {
-    if found == expected { Ok(()) } else { Err(MapError::Unfit { map, field, found, expected }) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(MapError::Unfit {
+            map,
+            field,
+            found,
+            expected,
+        })
+    }
 }
 
 /// A map with keys `K` and values `V`: hash, LRU hash, LPM trie or array.
@@ -150,10 +191,19 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
     /// Opens a pinned map and checks that its entries are of these types.
     pub fn open(dir: &Path, name: &'static str, access: Access) -> MapResult<Self> {
         let fd = open(dir, name, access)?;
-        let info = sys::map_info(fd.as_fd()).map_err(|source| MapError::Io { map: name, what: "describe", source })?;
+        let info = sys::map_info(fd.as_fd()).map_err(|source| MapError::Io {
+            map: name,
+            what: "describe",
+            source,
+        })?;
         check(name, "key size", info.key_size, size_u32::<K>())?;
         check(name, "value size", info.value_size, size_u32::<V>())?;
-        Ok(TypedMap { name, fd, info, types: PhantomData })
+        Ok(TypedMap {
+            name,
+            fd,
+            info,
+            types: PhantomData,
+        })
     }
 
     /// Its name.
@@ -177,7 +227,8 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
     /// Looks one entry up.
     pub fn lookup(&self, key: &K) -> MapResult<Option<V>> {
         let mut value = [zeroed::<V>()];
-        let found = sys::map_lookup(self.fd(), bytes(key), bytes_mut(&mut value)).map_err(self.failed("read"))?;
+        let found = sys::map_lookup(self.fd(), bytes(key), bytes_mut(&mut value))
+            .map_err(self.failed("read"))?;
         Ok(found.then_some(value[0]))
     }
 
@@ -194,7 +245,8 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
     /// The key behind `key`, the first one without.
     pub fn next_key(&self, key: Option<&K>) -> MapResult<Option<K>> {
         let mut next = [zeroed::<K>()];
-        let found = sys::map_next_key(self.fd(), key.map(bytes), bytes_mut(&mut next)).map_err(self.failed("scan"))?;
+        let found = sys::map_next_key(self.fd(), key.map(bytes), bytes_mut(&mut next))
+            .map_err(self.failed("scan"))?;
         Ok(found.then_some(next[0]))
     }
 
@@ -202,30 +254,50 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
     ///
     /// By `BPF_MAP_LOOKUP_BATCH`, which cannot lose its place when entries go; where the kernel lacks it for
     /// this type of map, key by key.
-    pub fn scan(&self, cursor: Option<[u8; 40]>, limit: usize, out: &mut Vec<(K, V)>) -> MapResult<Option<[u8; 40]>> {
+    pub fn scan(
+        &self,
+        cursor: Option<[u8; 40]>,
+        limit: usize,
+        out: &mut Vec<(K, V)>,
+    ) -> MapResult<Option<[u8; 40]>> {
         let mut count = limit.clamp(64, 1 << 16);
         loop {
             let mut place = cursor.unwrap_or([0; 40]);
             let mut keys = vec![zeroed::<K>(); count];
             let mut values = vec![zeroed::<V>(); count];
             let room = u32::try_from(count).unwrap_or(u32::MAX);
-            let read =
-                sys::map_lookup_batch(self.fd(), cursor.is_some(), &mut place, bytes_mut(&mut keys), bytes_mut(&mut values), room);
+            let read = sys::map_lookup_batch(
+                self.fd(),
+                cursor.is_some(),
+                &mut place,
+                bytes_mut(&mut keys),
+                bytes_mut(&mut values),
+                room,
+            );
             match read {
                 Ok(read) => {
                     out.extend(keys.into_iter().zip(values).take(read.count));
                     return Ok((!read.end).then_some(place));
                 }
                 // A bucket with more entries than there was room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && count < 1 << 22 => count *= 4,
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && count < 1 << 22 => {
+                    count *= 4
+                }
                 // 524 is ENOTSUPP, which the kernel gives for map types without batches.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | 524)) => return self.scan_by_key(cursor, limit, out),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | 524)) => {
+                    return self.scan_by_key(cursor, limit, out);
+                }
                 Err(error) => return Err(self.failed("scan")(error)),
             }
         }
     }
 
-    fn scan_by_key(&self, cursor: Option<[u8; 40]>, limit: usize, out: &mut Vec<(K, V)>) -> MapResult<Option<[u8; 40]>> {
+    fn scan_by_key(
+        &self,
+        cursor: Option<[u8; 40]>,
+        limit: usize,
+        out: &mut Vec<(K, V)>,
+    ) -> MapResult<Option<[u8; 40]>> {
         let mut last = cursor.map(|place| {
             let mut key = [zeroed::<K>()];
             let room = bytes_mut(&mut key);
@@ -234,7 +306,9 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
             key[0]
         });
         for _ in 0..limit.max(1) {
-            let Some(key) = self.next_key(last.as_ref())? else { return Ok(None) };
+            let Some(key) = self.next_key(last.as_ref())? else {
+                return Ok(None);
+            };
             if let Some(value) = self.lookup(&key)? {
                 out.push((key, value));
             }
@@ -310,7 +384,11 @@ impl<V: Plain> PerCpuMap<V> {
     pub fn open(dir: &Path, name: &'static str, access: Access) -> MapResult<Self> {
         let map = TypedMap::<u32, V>::open(dir, name, access)?;
         check(name, "type", map.info.map_type, sys::map_type::PERCPU_ARRAY)?;
-        let cpus = possible_cpus().map_err(|source| MapError::Io { map: name, what: "count the CPUs of", source })?;
+        let cpus = possible_cpus().map_err(|source| MapError::Io {
+            map: name,
+            what: "count the CPUs of",
+            source,
+        })?;
         Ok(PerCpuMap { map, cpus })
     }
     /// Elements.
@@ -339,7 +417,8 @@ impl<V: Plain> PerCpuMap<V> {
 /// Number of possible CPUs: the width of per-CPU values.
 pub fn possible_cpus() -> io::Result<usize> {
     let list = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    parse_cpu_list(&list).ok_or_else(|| io::Error::other("/sys/devices/system/cpu/possible is no list of CPUs"))
+    parse_cpu_list(&list)
+        .ok_or_else(|| io::Error::other("/sys/devices/system/cpu/possible is no list of CPUs"))
 }
 
 /// `0-3,8` → 5.
@@ -377,18 +456,42 @@ impl<V: Plain> MappedArray<V> {
         // protected against its own writes below.
         let map = TypedMap::<u32, V>::open(dir, name, Access::Write)?;
         check(name, "type", map.info.map_type, sys::map_type::ARRAY)?;
-        check(name, "flags", map.info.map_flags & sys::F_MMAPABLE, sys::F_MMAPABLE)?;
+        check(
+            name,
+            "flags",
+            map.info.map_flags & sys::F_MMAPABLE,
+            sys::F_MMAPABLE,
+        )?;
         let stride = size_of::<V>().next_multiple_of(8);
         let len_bytes = (stride * map.max_entries() as usize).next_multiple_of(4096);
         let writable = access == Access::Write;
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let protection = if writable {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
         let fd = std::os::fd::AsRawFd::as_raw_fd(&map.fd);
         // SAFETY: a new mapping of a length that the kernel checks against the map's; no address is asked for.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, protection, libc::MAP_SHARED, fd, 0) };
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len_bytes,
+                protection,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            )
+        };
         if base == libc::MAP_FAILED {
             return Err(map.failed("map the memory of")(io::Error::last_os_error()));
         }
-        Ok(MappedArray { map, base: base.cast(), len_bytes, stride, writable })
+        Ok(MappedArray {
+            map,
+            base: base.cast(),
+            len_bytes,
+            stride,
+            writable,
+        })
     }
 
     /// Elements.
@@ -437,15 +540,22 @@ impl<V: Plain> MappedArray<V> {
 
     /// Reads one word of an element.
     pub fn read_word(&self, index: u32, word: usize) -> MapResult<u32> {
-        Ok(self.word(index, word).ok_or_else(|| self.outside())?.load(Ordering::Relaxed))
+        Ok(self
+            .word(index, word)
+            .ok_or_else(|| self.outside())?
+            .load(Ordering::Relaxed))
     }
 
     /// Writes one word of an element, at once and whole; visible before anything written after it.
     pub fn write_word(&self, index: u32, word: usize, value: u32) -> MapResult<()> {
         if !self.writable {
-            return Err(self.map.failed("write the read-only")(io::Error::from_raw_os_error(libc::EPERM)));
+            return Err(self.map.failed("write the read-only")(
+                io::Error::from_raw_os_error(libc::EPERM),
+            ));
         }
-        self.word(index, word).ok_or_else(|| self.outside())?.store(value, Ordering::Release);
+        self.word(index, word)
+            .ok_or_else(|| self.outside())?
+            .store(value, Ordering::Release);
         Ok(())
     }
 }
@@ -569,7 +679,11 @@ impl ClockReader {
     pub fn open_pinned(dir: &Path) -> MapResult<ClockReader> {
         let path = program_pin(dir, programs::CLOCK);
         let program = sys::obj_get(&path, 0).map_err(|source| {
-            if source.kind() == io::ErrorKind::NotFound { MapError::Missing { path } } else { MapError::Open { path, source } }
+            if source.kind() == io::ErrorKind::NotFound {
+                MapError::Missing { path }
+            } else {
+                MapError::Open { path, source }
+            }
         })?;
         Ok(ClockReader { program })
     }
@@ -577,10 +691,16 @@ impl ClockReader {
     /// The clocks now.
     pub fn now(&self) -> MapResult<Clock> {
         let mut packet = [0u8; 64];
-        sys::prog_test_run(self.program.as_fd(), &mut packet)
-            .map_err(|source| MapError::Io { map: programs::CLOCK, what: "run the program in place of", source })?;
+        sys::prog_test_run(self.program.as_fd(), &mut packet).map_err(|source| MapError::Io {
+            map: programs::CLOCK,
+            what: "run the program in place of",
+            source,
+        })?;
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| packet[at + i]));
-        Ok(Clock { jiffies: word(0), monotonic_ns: word(8) })
+        Ok(Clock {
+            jiffies: word(0),
+            monotonic_ns: word(8),
+        })
     }
 }
 
@@ -605,6 +725,9 @@ mod tests {
     #[test]
     fn a_directory_without_pins_names_the_pin_and_what_to_do() {
         let error = Maps::open_pinned(Path::new("/nonexistent/lb/v1")).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/lb/v1/services_v4"), "{error}");
+        assert!(
+            error.to_string().contains("/nonexistent/lb/v1/services_v4"),
+            "{error}"
+        );
     }
 }

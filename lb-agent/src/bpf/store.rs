@@ -9,7 +9,10 @@ use std::{
 
 use lb_common::{
     Family, V4, V6,
-    abi::{Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, SELECTION_BLOCK_ROWS, Service, ServiceKey, SrcRangeKey},
+    abi::{
+        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, SELECTION_BLOCK_ROWS,
+        Service, ServiceKey, SrcRangeKey,
+    },
     names::maps as names,
 };
 
@@ -17,21 +20,32 @@ use super::{
     maps::{FamilyPins, MapError, MapResult, Maps, TypedMap, bytes},
     sys,
 };
-use crate::dataplane::store::{Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult};
+use crate::dataplane::store::{
+    Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult,
+};
 
 impl From<MapError> for StoreError {
     fn from(error: MapError) -> Self {
         match error {
             MapError::Io { map, source, .. } if is_full(&source) => StoreError::Full { map },
             MapError::Io { map, source, .. } => StoreError::Io { map, source },
-            MapError::Unfit { map, .. } => StoreError::Io { map, source: io::Error::other(error) },
-            MapError::Missing { .. } | MapError::Open { .. } => StoreError::Io { map: "pinned", source: io::Error::other(error) },
+            MapError::Unfit { map, .. } => StoreError::Io {
+                map,
+                source: io::Error::other(error),
+            },
+            MapError::Missing { .. } | MapError::Open { .. } => StoreError::Io {
+                map: "pinned",
+                source: io::Error::other(error),
+            },
         }
     }
 }
 
 fn is_full(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM)
+    )
 }
 
 impl<F: Family> FamilyPins<F> {
@@ -57,12 +71,17 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
         Ok(self.backends.write(id, backend)?)
     }
     fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()> {
-        Ok(self.backends.write_word(id, offset_of!(Backend<F>, state) / 4, state)?)
+        Ok(self
+            .backends
+            .write_word(id, offset_of!(Backend<F>, state) / 4, state)?)
     }
     fn backend(&self, id: u32) -> StoreResult<Backend<F>> {
         Ok(self.backends.read(id)?)
     }
-    fn retain_affinity(&mut self, keep: &mut dyn FnMut(&AffinityKey<F>, &Affinity) -> bool) -> StoreResult<usize> {
+    fn retain_affinity(
+        &mut self,
+        keep: &mut dyn FnMut(&AffinityKey<F>, &Affinity) -> bool,
+    ) -> StoreResult<usize> {
         let mut gone = Vec::new();
         self.affinity.each(|key, value| {
             if !keep(key, value) {
@@ -87,7 +106,10 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
         limit: usize,
         out: &mut Vec<(FlowKey<F>, Flow<F>)>,
     ) -> StoreResult<Option<ScanCursor>> {
-        Ok(self.table(table).scan(cursor.map(|cursor| cursor.0), limit, out)?.map(ScanCursor))
+        Ok(self
+            .table(table)
+            .scan(cursor.map(|cursor| cursor.0), limit, out)?
+            .map(ScanCursor))
     }
     fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
         Ok(self.table(table).lookup(key)?)
@@ -106,17 +128,34 @@ struct Barrier {
 
 impl Barrier {
     fn new() -> MapResult<Barrier> {
-        let failed = |source| MapError::Io { map: names::BARRIER, what: "create", source };
-        let inner = sys::map_create(sys::map_type::ARRAY, 4, 4, 1, None, "barrier_inner").map_err(failed)?;
-        let outer =
-            sys::map_create(sys::map_type::ARRAY_OF_MAPS, 4, 4, 1, Some(inner.as_fd()), names::BARRIER).map_err(failed)?;
+        let failed = |source| MapError::Io {
+            map: names::BARRIER,
+            what: "create",
+            source,
+        };
+        let inner = sys::map_create(sys::map_type::ARRAY, 4, 4, 1, None, "barrier_inner")
+            .map_err(failed)?;
+        let outer = sys::map_create(
+            sys::map_type::ARRAY_OF_MAPS,
+            4,
+            4,
+            1,
+            Some(inner.as_fd()),
+            names::BARRIER,
+        )
+        .map_err(failed)?;
         Ok(Barrier { outer, inner })
     }
 
     fn wait(&self) -> MapResult<()> {
         let inner = std::os::fd::AsRawFd::as_raw_fd(&self.inner);
-        sys::map_update(self.outer.as_fd(), bytes(&0u32), &inner.to_ne_bytes(), 0)
-            .map_err(|source| MapError::Io { map: names::BARRIER, what: "write", source })
+        sys::map_update(self.outer.as_fd(), bytes(&0u32), &inner.to_ne_bytes(), 0).map_err(
+            |source| MapError::Io {
+                map: names::BARRIER,
+                what: "write",
+                source,
+            },
+        )
     }
 }
 
@@ -130,7 +169,9 @@ impl ConfigEntry {
     /// Opens the entry below a pin directory.
     pub fn open(dir: &std::path::Path) -> MapResult<ConfigEntry> {
         let map = TypedMap::open(dir, names::CONFIG, super::maps::Access::Write)?;
-        Ok(ConfigEntry { map: Arc::new(Mutex::new(map)) })
+        Ok(ConfigEntry {
+            map: Arc::new(Mutex::new(map)),
+        })
     }
 
     /// Reads the entry, lets `change` alter it and writes it back if it differs.
@@ -139,7 +180,11 @@ impl ConfigEntry {
         let before = map.lookup(&0)?.unwrap_or_default();
         let mut after = before;
         change(&mut after);
-        if after == before { Ok(()) } else { map.update(&0, &after) }
+        if after == before {
+            Ok(())
+        } else {
+            map.update(&0, &after)
+        }
     }
 }
 
@@ -154,7 +199,11 @@ pub struct PinnedStore {
 impl PinnedStore {
     /// A store over the maps below a pin directory; `config` is shared with whoever writes other fields.
     pub fn open(dir: &std::path::Path, config: ConfigEntry) -> MapResult<PinnedStore> {
-        Ok(PinnedStore { maps: Maps::open_to_write(dir)?, config, barrier: Barrier::new()? })
+        Ok(PinnedStore {
+            maps: Maps::open_to_write(dir)?,
+            config,
+            barrier: Barrier::new()?,
+        })
     }
     /// The maps.
     pub const fn maps(&self) -> &Maps {
@@ -163,6 +212,7 @@ impl PinnedStore {
 }
 
 /// Rows of a block, as a number to divide by.
+#[expect(clippy::cast_possible_truncation, reason = "1,024")]
 const BLOCK: u32 = SELECTION_BLOCK_ROWS as u32;
 
 impl MapStore for PinnedStore {
@@ -183,8 +233,18 @@ impl MapStore for PinnedStore {
 
     fn capacities(&self) -> Capacities {
         Capacities {
-            max_services: self.maps.v4.services.max_entries().min(self.maps.service_stats.max_entries()),
-            max_backends: self.maps.v4.backends.max_entries().min(self.maps.v6.backends.max_entries()),
+            max_services: self
+                .maps
+                .v4
+                .services
+                .max_entries()
+                .min(self.maps.service_stats.max_entries()),
+            max_backends: self
+                .maps
+                .v4
+                .backends
+                .max_entries()
+                .min(self.maps.v6.backends.max_entries()),
             selection_rows: self.maps.selection.max_entries().saturating_mul(BLOCK),
             max_flows: self.maps.v4.flows.max_entries(),
         }
@@ -192,13 +252,18 @@ impl MapStore for PinnedStore {
 
     fn write_rows(&mut self, offset: u32, rows: &[u32]) -> StoreResult<()> {
         for (row, value) in (offset..).zip(rows) {
-            self.maps.selection.write_word(row / BLOCK, (row % BLOCK) as usize, *value)?;
+            self.maps
+                .selection
+                .write_word(row / BLOCK, (row % BLOCK) as usize, *value)?;
         }
         Ok(())
     }
     fn read_rows(&self, offset: u32, rows: &mut [u32]) -> StoreResult<()> {
         for (row, value) in (offset..).zip(rows) {
-            *value = self.maps.selection.read_word(row / BLOCK, (row % BLOCK) as usize)?;
+            *value = self
+                .maps
+                .selection
+                .read_word(row / BLOCK, (row % BLOCK) as usize)?;
         }
         Ok(())
     }

@@ -66,7 +66,14 @@ const LINK_DETACH: libc::c_long = 34;
 /// Addresses inside `attr` must be valid for what `command` does with them.
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     // SAFETY: `attr` is a live struct of the size that is passed; the caller answers for addresses in it.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -103,7 +110,12 @@ struct Elem {
 /// `BPF_MAP_LOOKUP_ELEM`; `false`: there is no such key. `value` must have the map's value size (per-CPU
 /// maps: rounded up to 8, times the possible CPUs).
 pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut attr = Elem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_mut_ptr()), ..Elem::default() };
+    let mut attr = Elem {
+        map_fd: raw(map),
+        key: address(key.as_ptr()),
+        value: address(value.as_mut_ptr()),
+        ..Elem::default()
+    };
     // SAFETY: both slices live through the call; their lengths are the map's by the function's contract,
     // which `TypedMap` checks when it is opened.
     let result = unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) };
@@ -116,14 +128,24 @@ pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Resu
 
 /// `BPF_MAP_UPDATE_ELEM`.
 pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
-    let mut attr = Elem { map_fd: raw(map), key: address(key.as_ptr()), value: address(value.as_ptr()), flags, ..Elem::default() };
+    let mut attr = Elem {
+        map_fd: raw(map),
+        key: address(key.as_ptr()),
+        value: address(value.as_ptr()),
+        flags,
+        ..Elem::default()
+    };
     // SAFETY: as in `map_lookup`; the kernel only reads both.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 /// `BPF_MAP_DELETE_ELEM`; `false`: there was no such key.
 pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
-    let mut attr = Elem { map_fd: raw(map), key: address(key.as_ptr()), ..Elem::default() };
+    let mut attr = Elem {
+        map_fd: raw(map),
+        key: address(key.as_ptr()),
+        ..Elem::default()
+    };
     // SAFETY: as in `map_lookup`; the kernel only reads the key.
     let result = unsafe { bpf(MAP_DELETE_ELEM, &mut attr) };
     match result {
@@ -196,8 +218,14 @@ pub fn map_lookup_batch(
     // so); a cursor is a u32 or a key of at most 40 bytes.
     let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) };
     match result {
-        Ok(_) => Ok(BatchRead { count: attr.count as usize, end: false }),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(BatchRead { count: attr.count as usize, end: true }),
+        Ok(_) => Ok(BatchRead {
+            count: attr.count as usize,
+            end: false,
+        }),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(BatchRead {
+            count: attr.count as usize,
+            end: true,
+        }),
         Err(error) => Err(error),
     }
 }
@@ -205,7 +233,12 @@ pub fn map_lookup_batch(
 /// `BPF_MAP_DELETE_BATCH`; returns how many were deleted. A key that is not there ends the batch with
 /// ENOENT, which the caller sees as a short count.
 pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> io::Result<usize> {
-    let mut attr = Batch { keys: address(keys.as_ptr()), count, map_fd: raw(map), ..Batch::default() };
+    let mut attr = Batch {
+        keys: address(keys.as_ptr()),
+        count,
+        map_fd: raw(map),
+        ..Batch::default()
+    };
     // SAFETY: the slice holds `count` keys by the function's contract.
     let result = unsafe { bpf(MAP_DELETE_BATCH, &mut attr) };
     match result {
@@ -237,7 +270,14 @@ pub fn map_create(
     inner: Option<BorrowedFd<'_>>,
     name: &str,
 ) -> io::Result<OwnedFd> {
-    let mut attr = Create { map_type, key_size, value_size, max_entries, inner_map_fd: inner.map_or(0, raw), ..Create::default() };
+    let mut attr = Create {
+        map_type,
+        key_size,
+        value_size,
+        max_entries,
+        inner_map_fd: inner.map_or(0, raw),
+        ..Create::default()
+    };
     for (to, from) in attr.map_name.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
@@ -256,7 +296,11 @@ struct Obj {
 /// `BPF_OBJ_PIN`.
 pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut attr = Obj { pathname: address(path.as_ptr()), bpf_fd: raw(fd), file_flags: 0 };
+    let mut attr = Obj {
+        pathname: address(path.as_ptr()),
+        bpf_fd: raw(fd),
+        file_flags: 0,
+    };
     // SAFETY: the path is a terminated string that lives through the call.
     unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
@@ -264,7 +308,11 @@ pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 /// `BPF_OBJ_GET`; `flags` 0 or [`F_RDONLY`].
 pub fn obj_get(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut attr = Obj { pathname: address(path.as_ptr()), bpf_fd: 0, file_flags: flags };
+    let mut attr = Obj {
+        pathname: address(path.as_ptr()),
+        bpf_fd: 0,
+        file_flags: flags,
+    };
     // SAFETY: the path is a terminated string that lives through the call.
     unsafe { bpf(OBJ_GET, &mut attr) }.map(owned)
 }
@@ -279,7 +327,11 @@ struct Info {
 
 fn obj_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let len = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
-    let mut attr = Info { bpf_fd: raw(fd), info_len: len, info: address(std::ptr::from_mut(info)) };
+    let mut attr = Info {
+        bpf_fd: raw(fd),
+        info_len: len,
+        info: address(std::ptr::from_mut(info)),
+    };
     // SAFETY: the kernel writes at most `info_len` bytes of integers to `info`, which holds only integers.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
@@ -358,8 +410,19 @@ struct LinkCreate {
 }
 
 /// `BPF_LINK_CREATE`; `target` is an ifindex or a cgroup's descriptor.
-pub fn link_create(prog: BorrowedFd<'_>, target: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreate { prog_fd: raw(prog), target, attach_type, flags, _rest: [0; 4] };
+pub fn link_create(
+    prog: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(prog),
+        target,
+        attach_type,
+        flags,
+        _rest: [0; 4],
+    };
     // SAFETY: the struct holds no address.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
 }
@@ -375,7 +438,11 @@ struct LinkUpdate {
 
 /// `BPF_LINK_UPDATE`: the link runs another program from one packet to the next.
 pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
-    let mut attr = LinkUpdate { link_fd: raw(link), new_prog_fd: raw(prog), ..LinkUpdate::default() };
+    let mut attr = LinkUpdate {
+        link_fd: raw(link),
+        new_prog_fd: raw(prog),
+        ..LinkUpdate::default()
+    };
     // SAFETY: the struct holds no address.
     unsafe { bpf(LINK_UPDATE, &mut attr) }.map(drop)
 }
@@ -406,7 +473,13 @@ struct Query {
 /// `BPF_PROG_QUERY`: ids of the programs at an ifindex (TCX) or a cgroup's descriptor.
 pub fn prog_query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0u32; 64];
-    let mut attr = Query { target, attach_type, prog_ids: address(ids.as_mut_ptr()), count: 64, ..Query::default() };
+    let mut attr = Query {
+        target,
+        attach_type,
+        prog_ids: address(ids.as_mut_ptr()),
+        count: 64,
+        ..Query::default()
+    };
     // SAFETY: the kernel writes at most `count` ids to the vector.
     unsafe { bpf(PROG_QUERY, &mut attr) }?;
     ids.truncate(attr.count as usize);

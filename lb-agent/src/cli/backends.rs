@@ -97,7 +97,11 @@ impl Row {
     }
 }
 
-fn family<F: Family>(map: &MappedArray<Backend<F>>, names: &Names, rows: &mut Vec<Row>) -> MapResult<()>
+fn family<F: Family>(
+    map: &MappedArray<Backend<F>>,
+    names: &Names,
+    rows: &mut Vec<Row>,
+) -> MapResult<()>
 where
     F::Addr: Shown,
     Backend<F>: Plain,
@@ -116,12 +120,31 @@ pub fn backends(view: &View, namespace: Option<&str>) -> Result<()> {
     let mut rows = Vec::new();
     family(&view.maps.v4.backends, &view.names, &mut rows)?;
     family(&view.maps.v6.backends, &view.names, &mut rows)?;
-    rows.retain(|row| namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace)));
+    rows.retain(|row| {
+        namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace))
+    });
     rows.sort_by_cached_key(|row| {
         let name = (row.namespace.clone(), row.service.clone(), row.port.clone());
-        (row.namespace.is_none(), name, row.family, row.service_id, row.backend.ip(), row.backend.port(), row.id)
+        (
+            row.namespace.is_none(),
+            name,
+            row.family,
+            row.service_id,
+            row.backend.ip(),
+            row.backend.port(),
+            row.id,
+        )
     });
-    let heads = ["SERVICE", "FAMILY", "BACKEND", "STATE", "LISTS", "WHERE", "ID", "GENERATION"];
+    let heads = [
+        "SERVICE",
+        "FAMILY",
+        "BACKEND",
+        "STATE",
+        "LISTS",
+        "WHERE",
+        "ID",
+        "GENERATION",
+    ];
     print(view.output, heads, &rows, |r| {
         [
             view.names.full(r.service_id),
@@ -145,14 +168,24 @@ mod tests {
     fn row(flags: u32) -> Row {
         let addr = std::net::Ipv4Addr::new(10, 0, 0, 9);
         let state = 3 * BackendState::GENERATION_STEP | flags;
-        Row::new(4, &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7), &Names::default())
+        Row::new(
+            4,
+            &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7),
+            &Names::default(),
+        )
     }
 
     #[test]
     fn a_row_splits_generation_and_flags() {
         let row = row(BackendState::LOCAL | BackendState::USABLE | BackendState::IN_CLUSTER);
-        assert_eq!((row.backend.to_string().as_str(), row.generation, row.family), ("10.0.0.9:8080", 3, "IPv4"));
-        assert_eq!((row.place(), row.lists(), row.state()), ("this node", "Cluster", "in use"));
+        assert_eq!(
+            (row.backend.to_string().as_str(), row.generation, row.family),
+            ("10.0.0.9:8080", 3, "IPv4")
+        );
+        assert_eq!(
+            (row.place(), row.lists(), row.state()),
+            ("this node", "Cluster", "in use")
+        );
     }
 
     #[test]

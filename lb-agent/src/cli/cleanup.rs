@@ -30,13 +30,18 @@ pub struct Removed {
 
 /// Removes every version's pins below a bpf filesystem, and our filters from the interfaces of this namespace.
 pub fn cleanup(bpffs: &Path) -> Result<Removed> {
-    let mut removed = Removed { attachments: remove_filters()?, pins: 0 };
+    let mut removed = Removed {
+        attachments: remove_filters()?,
+        pins: 0,
+    };
     let root = bpffs.join(PIN_ROOT);
     if !is_bpffs(bpffs).unwrap_or(false) || !root.exists() {
         return Ok(removed);
     }
     // A version of another build cannot be read, only removed.
-    let ports = Maps::open_pinned(&pin_dir(bpffs)).and_then(|maps| maps.config()).ok();
+    let ports = Maps::open_pinned(&pin_dir(bpffs))
+        .and_then(|maps| maps.config())
+        .ok();
     for version in entries(&root)? {
         // Attachments go before what they use.
         for link in entries(&version.join("links"))? {
@@ -47,7 +52,8 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed> {
     }
     fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))?;
     if let Some(config) = ports.filter(|config| config.snat_port_max != 0) {
-        reserved::release((config.snat_port_min, config.snat_port_max)).context("cannot give the reserved ports back")?;
+        reserved::release((config.snat_port_min, config.snat_port_max))
+            .context("cannot give the reserved ports back")?;
     }
     Ok(removed)
 }
@@ -60,7 +66,9 @@ fn remove_filters() -> Result<usize> {
     for link in &snapshot.links {
         for direction in [Direction::Ingress, Direction::Egress] {
             let gone = tc::detach(&mut socket, link.ifindex, direction);
-            removed += usize::from(gone.with_context(|| format!("cannot remove the filter at {}", link.name))?);
+            removed += usize::from(
+                gone.with_context(|| format!("cannot remove the filter at {}", link.name))?,
+            );
         }
     }
     Ok(removed)

@@ -127,7 +127,13 @@ fn state<F: Family>(flow: &Flow<F>, reply: Option<&Flow<F>>) -> &'static str {
 }
 
 /// The row of an original entry; `None` for the other entries of a flow.
-fn row<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, all: &Entries<F>, now: Now, service: impl Fn(&Flow<F>) -> Option<String>) -> Option<Row>
+fn row<F: Family>(
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+    all: &Entries<F>,
+    now: Now,
+    service: impl Fn(&Flow<F>) -> Option<String>,
+) -> Option<Row>
 where
     F::Addr: Shown,
 {
@@ -137,7 +143,9 @@ where
     let reply = all.get(&flow.partner_key(key));
     let client = SocketAddr::new(key.saddr.ip(), key.sport.to_host());
     let source = SocketAddr::new(flow.to.saddr.ip(), flow.to.sport.to_host());
-    let idle = reply.map_or(Duration::MAX, |reply| now.since(reply.stamp)).min(now.since(flow.stamp));
+    let idle = reply
+        .map_or(Duration::MAX, |reply| now.since(reply.stamp))
+        .min(now.since(flow.stamp));
     Some(Row {
         service: service(flow),
         family: family_name::<F>(),
@@ -159,7 +167,12 @@ where
     })
 }
 
-fn family<F: Family>(pins: &FamilyPins<F>, names: &Names, now: Now, rows: &mut Vec<Row>) -> MapResult<()>
+fn family<F: Family>(
+    pins: &FamilyPins<F>,
+    names: &Names,
+    now: Now,
+    rows: &mut Vec<Row>,
+) -> MapResult<()>
 where
     F::Addr: Shown,
     Backend<F>: Plain,
@@ -170,7 +183,10 @@ where
         let same = backend.addr == flow.to.daddr && backend.port == flow.to.dport;
         (same && backend.service_id != 0).then(|| names.full(backend.service_id))
     };
-    rows.extend(all.iter().filter_map(|(key, flow)| row(key, flow, &all, now, service)));
+    rows.extend(
+        all.iter()
+            .filter_map(|(key, flow)| row(key, flow, &all, now, service)),
+    );
     Ok(())
 }
 
@@ -184,8 +200,15 @@ impl Args {
                     Proto::Sctp => "SCTP",
                 }
         });
-        let ends = [Some(row.client), Some(row.frontend), Some(row.backend), row.source];
-        let addr = self.addr.is_none_or(|addr| ends.into_iter().flatten().any(|end| end.ip() == addr));
+        let ends = [
+            Some(row.client),
+            Some(row.frontend),
+            Some(row.backend),
+            row.source,
+        ];
+        let addr = self
+            .addr
+            .is_none_or(|addr| ends.into_iter().flatten().any(|end| end.ip() == addr));
         proto && addr && (!self.opening || row.state == "opening")
     }
 }
@@ -195,17 +218,37 @@ pub fn flows(args: &Args) -> Result<()> {
     let view = args.query.open()?;
     view.explain_ids();
     // 0 until the agent has measured it.
-    let hz = Some(view.maps.config()?.hz).filter(|hz| *hz != 0).unwrap_or(250);
-    let clock = ClockReader::open_pinned(&view.maps.dir)?.now().context("cannot tell how old flows are")?;
-    let now = Now { stamp: clock.stamp(), hz };
+    let hz = Some(view.maps.config()?.hz)
+        .filter(|hz| *hz != 0)
+        .unwrap_or(250);
+    let clock = ClockReader::open_pinned(&view.maps.dir)?
+        .now()
+        .context("cannot tell how old flows are")?;
+    let now = Now {
+        stamp: clock.stamp(),
+        hz,
+    };
     let mut rows = Vec::new();
     family(&view.maps.v4, &view.names, now, &mut rows)?;
     family(&view.maps.v6, &view.names, now, &mut rows)?;
     rows.retain(|row| args.wants(row));
-    rows.sort_by_cached_key(|row| (row.service.clone(), row.family, row.protocol, row.frontend, row.client));
-    let heads = ["PROTO", "STATE", "IDLE", "AT", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "XDP", "SERVICE"];
+    rows.sort_by_cached_key(|row| {
+        (
+            row.service.clone(),
+            row.family,
+            row.protocol,
+            row.frontend,
+            row.client,
+        )
+    });
+    let heads = [
+        "PROTO", "STATE", "IDLE", "AT", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "XDP", "SERVICE",
+    ];
     print(view.output, heads, &rows, |r| {
-        let hops = [&r.next_hop, &r.reply_next_hop].map(|hop| hop.as_ref().map_or(NOTHING.to_owned(), |hop| hop.ifindex.to_string()));
+        let hops = [&r.next_hop, &r.reply_next_hop].map(|hop| {
+            hop.as_ref()
+                .map_or(NOTHING.to_owned(), |hop| hop.ifindex.to_string())
+        });
         [
             r.protocol.into(),
             r.state.into(),
@@ -214,8 +257,13 @@ pub fn flows(args: &Args) -> Result<()> {
             r.client.to_string(),
             r.frontend.to_string(),
             r.backend.to_string(),
-            r.source.map_or_else(|| NOTHING.into(), |source| source.to_string()),
-            if r.next_hop.is_none() && r.reply_next_hop.is_none() { NOTHING.into() } else { format!("→{} ←{}", hops[0], hops[1]) },
+            r.source
+                .map_or_else(|| NOTHING.into(), |source| source.to_string()),
+            if r.next_hop.is_none() && r.reply_next_hop.is_none() {
+                NOTHING.into()
+            } else {
+                format!("→{} ←{}", hops[0], hops[1])
+            },
             or_nothing(r.service.as_deref()),
         ]
     })
@@ -241,7 +289,10 @@ mod tests {
 
     use super::*;
 
-    const NOW: Now = Now { stamp: 100, hz: 256 };
+    const NOW: Now = Now {
+        stamp: 100,
+        hz: 256,
+    };
 
     fn addr(last: u8) -> Addr4 {
         Ipv4Addr::new(10, 0, 0, last).into()
@@ -284,14 +335,46 @@ mod tests {
             ..original
         };
         HashMap::from([
-            (FlowKey::new(client, vip, port(4000), port(80), proto::TCP, Side::ExternalIn), original),
-            (FlowKey::new(backend, node, port(8080), port(20_000), proto::TCP, Side::ExternalIn), reply),
-            (FlowKey::new(client, backend, port(20_000), port(8080), proto::TCP, Side::Out), egress),
+            (
+                FlowKey::new(
+                    client,
+                    vip,
+                    port(4000),
+                    port(80),
+                    proto::TCP,
+                    Side::ExternalIn,
+                ),
+                original,
+            ),
+            (
+                FlowKey::new(
+                    backend,
+                    node,
+                    port(8080),
+                    port(20_000),
+                    proto::TCP,
+                    Side::ExternalIn,
+                ),
+                reply,
+            ),
+            (
+                FlowKey::new(
+                    client,
+                    backend,
+                    port(20_000),
+                    port(8080),
+                    proto::TCP,
+                    Side::Out,
+                ),
+                egress,
+            ),
         ])
     }
 
     fn rows(all: &Entries<V4>) -> Vec<Row> {
-        all.iter().filter_map(|(key, flow)| row(key, flow, all, NOW, |_| Some("shop/web".into()))).collect()
+        all.iter()
+            .filter_map(|(key, flow)| row(key, flow, all, NOW, |_| Some("shop/web".into())))
+            .collect()
     }
 
     #[test]
@@ -299,9 +382,21 @@ mod tests {
         let rows = rows(&snat_flow(true));
         assert_eq!(rows.len(), 1);
         let row = &rows[0];
-        let ends = [row.client, row.frontend, row.backend, row.source.unwrap()].map(|end| end.to_string());
-        assert_eq!(ends, ["10.0.0.1:4000", "10.0.0.2:80", "10.0.0.4:8080", "10.0.0.3:20000"]);
-        assert_eq!((row.state, row.side, row.protocol, row.family), ("established", "external", "TCP", "IPv4"));
+        let ends =
+            [row.client, row.frontend, row.backend, row.source.unwrap()].map(|end| end.to_string());
+        assert_eq!(
+            ends,
+            [
+                "10.0.0.1:4000",
+                "10.0.0.2:80",
+                "10.0.0.4:8080",
+                "10.0.0.3:20000"
+            ]
+        );
+        assert_eq!(
+            (row.state, row.side, row.protocol, row.family),
+            ("established", "external", "TCP", "IPv4")
+        );
         assert!(row.has_reply_entry);
         assert_eq!(row.next_hop.as_ref().unwrap().mac, "02:00:00:00:00:01");
         assert_eq!(row.reply_next_hop, None);
@@ -313,7 +408,10 @@ mod tests {
     fn a_state_follows_both_directions() {
         assert_eq!(rows(&snat_flow(false))[0].state, "opening");
         let mut closing = snat_flow(true);
-        for flow in closing.values_mut().filter(|flow| flow.has(FlowFlags::REPLY)) {
+        for flow in closing
+            .values_mut()
+            .filter(|flow| flow.has(FlowFlags::REPLY))
+        {
             flow.flags |= FlowFlags::FIN;
         }
         assert_eq!(rows(&closing)[0].state, "closing");
@@ -328,17 +426,35 @@ mod tests {
             args: Args,
         }
         let row = &rows(&snat_flow(true))[0];
-        let wants = |flags: &[&str]| Line::try_parse_from([&["flows"], flags].concat()).unwrap().args.wants(row);
-        for yes in [&[][..], &["--proto", "tcp"], &["--proto", "TCP"], &["--addr", "10.0.0.3"], &["--addr", "10.0.0.1"]] {
+        let wants = |flags: &[&str]| {
+            Line::try_parse_from([&["flows"], flags].concat())
+                .unwrap()
+                .args
+                .wants(row)
+        };
+        for yes in [
+            &[][..],
+            &["--proto", "tcp"],
+            &["--proto", "TCP"],
+            &["--addr", "10.0.0.3"],
+            &["--addr", "10.0.0.1"],
+        ] {
             assert!(wants(yes), "{yes:?}");
         }
-        for no in [&["--proto", "udp"][..], &["--addr", "10.0.0.9"], &["--opening"]] {
+        for no in [
+            &["--proto", "udp"][..],
+            &["--addr", "10.0.0.9"],
+            &["--opening"],
+        ] {
             assert!(!wants(no), "{no:?}");
         }
     }
 
     #[test]
     fn idle_times_read_well() {
-        assert_eq!([0.4, 59.0, 90.0, 7200.0].map(idle), ["0 s", "59 s", "2 min", "2 h"]);
+        assert_eq!(
+            [0.4, 59.0, 90.0, 7200.0].map(idle),
+            ["0 s", "59 s", "2 min", "2 h"]
+        );
     }
 }

@@ -1,12 +1,6 @@
 //! `interfaces`: what the programs know of each interface that is served, and what is attached to it.
 
-use std::{
-    collections::BTreeMap,
-    ffi::CStr,
-    fs,
-    os::fd::AsFd as _,
-    path::Path,
-};
+use std::{collections::BTreeMap, ffi::CStr, fs, os::fd::AsFd as _, path::Path};
 
 use anyhow::Result;
 use lb_common::abi::{Interface, InterfaceFlags, InterfaceRole};
@@ -54,10 +48,19 @@ pub struct Row {
 }
 
 impl Row {
-    fn new(ifindex: u32, name: Option<String>, interface: &Interface, hooks: Vec<String>, report: Option<&InterfaceReport>) -> Row {
+    fn new(
+        ifindex: u32,
+        name: Option<String>,
+        interface: &Interface,
+        hooks: Vec<String>,
+        report: Option<&InterfaceReport>,
+    ) -> Row {
         let pod = interface.role == InterfaceRole::Pod as u8;
         let octets = interface.mac.octets().map(|octet| format!("{octet:02x}"));
-        let (v4, v6) = (std::net::Ipv4Addr::from(interface.saddr_v4), std::net::Ipv6Addr::from(interface.saddr_v6));
+        let (v4, v6) = (
+            std::net::Ipv4Addr::from(interface.saddr_v4),
+            std::net::Ipv6Addr::from(interface.saddr_v6),
+        );
         Row {
             ifindex,
             name,
@@ -75,13 +78,21 @@ impl Row {
 
     /// How tc programs are attached, in a word.
     pub fn tc(&self) -> String {
-        let both = |prefix: &str| self.hooks.iter().filter(|hook| hook.starts_with(prefix)).count() == 2;
+        let both = |prefix: &str| {
+            self.hooks
+                .iter()
+                .filter(|hook| hook.starts_with(prefix))
+                .count()
+                == 2
+        };
         if both("tc-") {
             "tcx".into()
         } else if both("clsact-") {
             "clsact".into()
         } else {
-            self.tc_problem.as_ref().map_or_else(|| "missing".into(), |problem| format!("failed: {problem}"))
+            self.tc_problem
+                .as_ref()
+                .map_or_else(|| "missing".into(), |problem| format!("failed: {problem}"))
         }
     }
 
@@ -100,15 +111,22 @@ impl Row {
 /// Names of hooks with a link of ours, by interface; those of sockets under index 0.
 pub fn links(dir: &Path) -> BTreeMap<u32, Vec<String>> {
     let mut hooks: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-    for entry in fs::read_dir(dir.join("links")).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(dir.join("links"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let pin = entry.file_name().to_string_lossy().into_owned();
-        let Ok(info) = sys::obj_get(&entry.path(), 0).and_then(|link| sys::link_info(link.as_fd())) else {
+        let Ok(info) = sys::obj_get(&entry.path(), 0).and_then(|link| sys::link_info(link.as_fd()))
+        else {
             continue;
         };
         let (place, hook) = pin.split_once('-').unwrap_or_default();
         match place.parse() {
             // A link whose device is gone has target 0.
-            Ok(ifindex) if info.target == ifindex => hooks.entry(ifindex).or_default().push(hook.to_owned()),
+            Ok(ifindex) if info.target == ifindex => {
+                hooks.entry(ifindex).or_default().push(hook.to_owned())
+            }
             Err(_) if place == "cgroup" => hooks.entry(0).or_default().push(hook.to_owned()),
             _ => {}
         }
@@ -119,11 +137,14 @@ pub fn links(dir: &Path) -> BTreeMap<u32, Vec<String>> {
 
 /// Filters of ours at an interface of this namespace.
 fn filters(socket: &mut Socket, ifindex: u32) -> Vec<String> {
-    [(Direction::Egress, "clsact-egress"), (Direction::Ingress, "clsact-ingress")]
-        .into_iter()
-        .filter(|(direction, _)| matches!(tc::attached(socket, ifindex, *direction), Ok(Some(_))))
-        .map(|(_, name)| name.to_owned())
-        .collect()
+    [
+        (Direction::Egress, "clsact-egress"),
+        (Direction::Ingress, "clsact-ingress"),
+    ]
+    .into_iter()
+    .filter(|(direction, _)| matches!(tc::attached(socket, ifindex, *direction), Ok(Some(_))))
+    .map(|(_, name)| name.to_owned())
+    .collect()
 }
 
 fn name(ifindex: u32) -> Option<String> {
@@ -139,7 +160,9 @@ fn name(ifindex: u32) -> Option<String> {
 pub fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
     let mut links = links(&maps.dir);
     let mut socket = Socket::new().ok();
-    let reports = state.map(|state| state.interfaces.as_slice()).unwrap_or_default();
+    let reports = state
+        .map(|state| state.interfaces.as_slice())
+        .unwrap_or_default();
     let mut rows: Vec<_> = maps
         .interfaces
         .entries()?
@@ -147,11 +170,18 @@ pub fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
         .map(|(ifindex, interface)| {
             let mut hooks = links.remove(ifindex).unwrap_or_default();
             if !hooks.iter().any(|hook| hook.starts_with("tc-")) {
-                hooks.extend(socket.as_mut().map(|socket| filters(socket, *ifindex)).unwrap_or_default());
+                hooks.extend(
+                    socket
+                        .as_mut()
+                        .map(|socket| filters(socket, *ifindex))
+                        .unwrap_or_default(),
+                );
             }
             // The agent's namespace may be another than this command's.
             let report = reports.iter().find(|report| report.ifindex == *ifindex);
-            let name = report.map(|report| report.name.clone()).or_else(|| name(*ifindex));
+            let name = report
+                .map(|report| report.name.clone())
+                .or_else(|| name(*ifindex));
             Row::new(*ifindex, name, interface, hooks, report)
         })
         .collect();
@@ -162,14 +192,28 @@ pub fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
 /// Prints the interfaces.
 pub fn interfaces(view: &View) -> Result<()> {
     let rows = rows(&view.maps, view.state.as_ref())?;
-    let heads = ["INDEX", "NAME", "ROLE", "TC", "MTU", "MAC", "SOURCE", "SOURCE-V6", "XDP"];
+    let heads = [
+        "INDEX",
+        "NAME",
+        "ROLE",
+        "TC",
+        "MTU",
+        "MAC",
+        "SOURCE",
+        "SOURCE-V6",
+        "XDP",
+    ];
     print(view.output, heads, &rows, |r| {
         [
             r.ifindex.to_string(),
             or_nothing(r.name.as_deref()),
             r.role.into(),
             r.tc(),
-            if r.mtu == 0 { NOTHING.into() } else { r.mtu.to_string() },
+            if r.mtu == 0 {
+                NOTHING.into()
+            } else {
+                r.mtu.to_string()
+            },
             or_nothing(r.mac.as_deref()),
             or_nothing(r.source_v4.as_deref()),
             or_nothing(r.source_v6.as_deref()),
@@ -190,14 +234,30 @@ mod tests {
             mac: MacAddr::new([2, 0, 0, 0, 0, 10]),
             ..Interface::default()
         };
-        Row::new(3, None, &interface, hooks.iter().map(|hook| (*hook).to_owned()).collect(), report)
+        Row::new(
+            3,
+            None,
+            &interface,
+            hooks.iter().map(|hook| (*hook).to_owned()).collect(),
+            report,
+        )
     }
 
     #[test]
     fn a_row_shows_role_address_and_hooks() {
         let row = row(&["tc-egress", "tc-ingress", "xdp-native"], None);
-        assert_eq!((row.role, row.mac.as_deref(), row.xdp_transmit), ("pod", Some("02:00:00:00:00:0a"), false));
-        assert_eq!((row.tc().as_str(), row.xdp().as_str(), row.source_v4.as_deref()), ("tcx", "native", None));
+        assert_eq!(
+            (row.role, row.mac.as_deref(), row.xdp_transmit),
+            ("pod", Some("02:00:00:00:00:0a"), false)
+        );
+        assert_eq!(
+            (
+                row.tc().as_str(),
+                row.xdp().as_str(),
+                row.source_v4.as_deref()
+            ),
+            ("tcx", "native", None)
+        );
     }
 
     #[test]
@@ -208,8 +268,14 @@ mod tests {
             ..InterfaceReport::default()
         };
         assert_eq!(row(&["tc-egress"], Some(&report)).tc(), "failed: taken");
-        assert_eq!(row(&[], Some(&report)).xdp(), "no: its tc hooks are missing");
-        assert_eq!(row(&["clsact-egress", "clsact-ingress"], None).tc(), "clsact");
+        assert_eq!(
+            row(&[], Some(&report)).xdp(),
+            "no: its tc hooks are missing"
+        );
+        assert_eq!(
+            row(&["clsact-egress", "clsact-ingress"], None).tc(),
+            "clsact"
+        );
         assert_eq!(row(&[], None).tc(), "missing");
     }
 }

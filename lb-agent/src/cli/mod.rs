@@ -99,7 +99,13 @@ impl Query {
             eprintln!("lb-agent: {:#}", anyhow::Error::from(error));
             None
         });
-        Ok(View { maps, names: Names::new(state.as_ref()), state, running: file.running(), output: self.output })
+        Ok(View {
+            maps,
+            names: Names::new(state.as_ref()),
+            state,
+            running: file.running(),
+            output: self.output,
+        })
     }
 }
 
@@ -107,7 +113,9 @@ impl View {
     /// Says on standard error that ids stand for names.
     fn explain_ids(&self) {
         if self.state.is_none() {
-            eprintln!("names of Services are not known: the agent's state file is missing; ids are shown, an agent that runs writes it");
+            eprintln!(
+                "names of Services are not known: the agent's state file is missing; ids are shown, an agent that runs writes it"
+            );
         }
     }
 }
@@ -116,7 +124,9 @@ impl Filtered {
     fn open(&self) -> Result<View> {
         let view = self.query.open()?;
         if self.namespace.is_some() && view.state.is_none() {
-            anyhow::bail!("names of Services are not known: the agent's state file is missing; leave --namespace out");
+            anyhow::bail!(
+                "names of Services are not known: the agent's state file is missing; leave --namespace out"
+            );
         }
         view.explain_ids();
         Ok(view)
@@ -129,14 +139,21 @@ impl Cli {
         match &self.command {
             Command::Run(args) => run::run(args),
             Command::Status(query) => status::status(&query.open()?),
-            Command::Services(filtered) => services::services(&filtered.open()?, filtered.namespace.as_deref()),
-            Command::Backends(filtered) => backends::backends(&filtered.open()?, filtered.namespace.as_deref()),
+            Command::Services(filtered) => {
+                services::services(&filtered.open()?, filtered.namespace.as_deref())
+            }
+            Command::Backends(filtered) => {
+                backends::backends(&filtered.open()?, filtered.namespace.as_deref())
+            }
             Command::Flows(args) => flows::flows(args),
             Command::Interfaces(query) => interfaces::interfaces(&query.open()?),
             Command::Cleanup(pins) => {
                 let removed = cleanup::cleanup(&pins.bpffs)?;
                 StateFile::of(&pins.bpffs).remove()?;
-                print_line(&format!("removed {} attachments and {} pins", removed.attachments, removed.pins))
+                print_line(&format!(
+                    "removed {} attachments and {} pins",
+                    removed.attachments, removed.pins
+                ))
             }
         }
     }

@@ -62,9 +62,13 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
     log::init(args.log_format)?;
     let config = args.validate()?;
-    let telemetry = Telemetry::start(&config).context("cannot start the thread of health and metrics")?;
+    let telemetry =
+        Telemetry::start(&config).context("cannot start the thread of health and metrics")?;
     let observer = Observer::new(telemetry.shared());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new().context("cannot catch signals")?;
         let (mut agent, follower) = Agent::start(config, observer)?;
@@ -98,10 +102,24 @@ impl Agent {
     fn start(config: Config, observer: Observer) -> Result<(Agent, Follower)> {
         let mut source = ManifestSource::open(&config.manifests, &config.node_name)?;
         let features = Features::probe();
-        tracing::info!(kernel = features.release, tcx = features.tcx, csum_ipv6 = features.csum_ipv6, "kernel probed");
-        let mut loaded = Loaded::new(&config.bpffs, &Sizes::new(&config, memory_bytes()), features.set_retval)?;
+        tracing::info!(
+            kernel = features.release,
+            tcx = features.tcx,
+            csum_ipv6 = features.csum_ipv6,
+            "kernel probed"
+        );
+        let mut loaded = Loaded::new(
+            &config.bpffs,
+            &Sizes::new(&config, memory_bytes()),
+            features.set_retval,
+        )?;
         for (map, has, asked) in &loaded.kept_sizes {
-            tracing::warn!(map, has, asked, "the pinned map keeps its size; run `lb-agent cleanup` first to change it (flows are lost)");
+            tracing::warn!(
+                map,
+                has,
+                asked,
+                "the pinned map keeps its size; run `lb-agent cleanup` first to change it (flows are lost)"
+            );
         }
         loaded.program(lb_common::names::programs::CLOCK)?;
         let clock = ClockReader::open_pinned(loaded.dir())?;
@@ -109,11 +127,16 @@ impl Agent {
         observer.maps_opened(loaded.dir())?;
         let store = PinnedStore::open(loaded.dir(), entry.clone())?;
         let tc = tc_mode(config.tc_attach, &features)?;
-        let dataplane_config = DataplaneConfig { snat_ports: config.snat_ports };
-        let dataplane = Dataplane::new(store, dataplane_config).context("cannot read the pinned maps back")?;
+        let dataplane_config = DataplaneConfig {
+            snat_ports: config.snat_ports,
+        };
+        let dataplane =
+            Dataplane::new(store, dataplane_config).context("cannot read the pinned maps back")?;
         let cookie = netns_cookie().context("cannot tell this network namespace's cookie")?;
         if cookie.is_none() && config.socket_lb == SocketLb::Host {
-            bail!("--socket-lb host needs network namespace cookies (kernel 5.14); pass --socket-lb off or all");
+            bail!(
+                "--socket-lb host needs network namespace cookies (kernel 5.14); pass --socket-lb off or all"
+            );
         }
         let mut watch = Watch::new().context("cannot follow the interfaces")?;
         let snapshot = watch.snapshot().context("cannot list the interfaces")?;
@@ -153,7 +176,11 @@ impl Agent {
         self.desired = Desired::new(self.view());
         let changes = self.desired.apply(&self.objects, &dirty);
         self.write_node()?;
-        log_errors(&self.dataplane.set_local_addresses(&self.snapshot.local_addresses()));
+        log_errors(
+            &self
+                .dataplane
+                .set_local_addresses(&self.snapshot.local_addresses()),
+        );
         self.write("first state", begun, &changes);
         self.serve_interfaces()?;
         self.serve_sockets()
@@ -217,17 +244,25 @@ impl Agent {
     /// Brings changes to the maps.
     fn write(&mut self, what: &str, begun: Instant, changes: &[Change]) {
         let report = self.dataplane.apply(changes);
-        self.observer.applied(what, begun, changes, &report, &self.dataplane);
+        self.observer
+            .applied(what, begun, changes, &report, &self.dataplane);
     }
 
     fn network_changed(&mut self) -> Result<()> {
-        let snapshot = self.watch.snapshot().context("cannot list the interfaces")?;
+        let snapshot = self
+            .watch
+            .snapshot()
+            .context("cannot list the interfaces")?;
         if snapshot == self.snapshot {
             return Ok(());
         }
         self.snapshot = snapshot;
         let begun = self.observer.begin();
-        log_errors(&self.dataplane.set_local_addresses(&self.snapshot.local_addresses()));
+        log_errors(
+            &self
+                .dataplane
+                .set_local_addresses(&self.snapshot.local_addresses()),
+        );
         self.node_changed(begun, &Dirty::default())?;
         self.serve_interfaces()
     }
@@ -269,11 +304,17 @@ impl Agent {
             IpFamily::V4 => interface.saddr_v4.map(IpAddr::V4),
             IpFamily::V6 => interface.saddr_v6.map(IpAddr::V6),
         };
-        let outside = |interface: &node::Interface| interface.role == lb_common::abi::InterfaceRole::External;
+        let outside =
+            |interface: &node::Interface| interface.role == lb_common::abi::InterfaceRole::External;
         let declared = self.desired.node().primary(family);
-        declared.or_else(|| self.snapshot.default_addresses().into_iter().find(of)).or_else(|| {
-            node::interfaces(&self.snapshot, &self.rules()).into_iter().filter(outside).find_map(external)
-        })
+        declared
+            .or_else(|| self.snapshot.default_addresses().into_iter().find(of))
+            .or_else(|| {
+                node::interfaces(&self.snapshot, &self.rules())
+                    .into_iter()
+                    .filter(outside)
+                    .find_map(external)
+            })
     }
 
     fn rules(&self) -> Rules {
@@ -300,7 +341,10 @@ impl Agent {
                 "no mount of type cgroup2: connections of host processes are not translated; mount one or name it with --cgroup",
             ));
         }
-        for reason in self.hooks.sockets(self.config.socket_lb, cgroup.as_deref())? {
+        for reason in self
+            .hooks
+            .sockets(self.config.socket_lb, cgroup.as_deref())?
+        {
             problems.push(format!("socket hook not attached: {reason}"));
         }
         for problem in &problems {
@@ -315,11 +359,23 @@ impl Agent {
         self.observer.node_eligible(self.is_eligible());
         let (v4, v6) = (self.primary(IpFamily::V4), self.primary(IpFamily::V6));
         let modes = self.modes();
-        let hz = self.clock.now().map(|clock| self.hz.measure(&clock)).unwrap_or(0);
+        let hz = self
+            .clock
+            .now()
+            .map(|clock| self.hz.measure(&clock))
+            .unwrap_or(0);
         let (config, cookie) = (&self.config, self.cookie);
         self.entry.update(&mut |entry| {
-            entry.node_v4 = if let Some(IpAddr::V4(addr)) = v4 { addr.into() } else { entry.node_v4 };
-            entry.node_v6 = if let Some(IpAddr::V6(addr)) = v6 { addr.into() } else { entry.node_v6 };
+            entry.node_v4 = if let Some(IpAddr::V4(addr)) = v4 {
+                addr.into()
+            } else {
+                entry.node_v4
+            };
+            entry.node_v6 = if let Some(IpAddr::V6(addr)) = v6 {
+                addr.into()
+            } else {
+                entry.node_v6
+            };
             (entry.snat_port_min, entry.snat_port_max) = config.snat_ports;
             entry.modes = modes;
             entry.netns_cookie = cookie;
@@ -329,26 +385,43 @@ impl Agent {
         let view = self.desired.node();
         let maps = self.dataplane.store().maps();
         let flags = |family| addr_flags(view, family, if family == IpFamily::V4 { v4 } else { v6 });
-        sync(&maps.v4.node_addrs, &flags(IpFamily::V4), |addr| match addr {
-            IpAddr::V4(addr) => Some((*addr).into()),
-            IpAddr::V6(_) => None,
-        })?;
-        sync(&maps.v6.node_addrs, &flags(IpFamily::V6), |addr| match addr {
-            IpAddr::V6(addr) => Some((*addr).into()),
-            IpAddr::V4(_) => None,
-        })?;
+        sync(
+            &maps.v4.node_addrs,
+            &flags(IpFamily::V4),
+            |addr| match addr {
+                IpAddr::V4(addr) => Some((*addr).into()),
+                IpAddr::V6(_) => None,
+            },
+        )?;
+        sync(
+            &maps.v6.node_addrs,
+            &flags(IpFamily::V6),
+            |addr| match addr {
+                IpAddr::V6(addr) => Some((*addr).into()),
+                IpAddr::V4(_) => None,
+            },
+        )?;
         Ok(())
     }
 
     fn modes(&self) -> u32 {
         let flags = [
-            (self.config.masquerade == Masquerade::KubeProxy, ModeFlags::MASQUERADE_KUBE_PROXY),
+            (
+                self.config.masquerade == Masquerade::KubeProxy,
+                ModeFlags::MASQUERADE_KUBE_PROXY,
+            ),
             (self.config.masquerade_all, ModeFlags::MASQUERADE_ALL),
-            (self.config.socket_lb == SocketLb::All, ModeFlags::SOCKET_ALL),
+            (
+                self.config.socket_lb == SocketLb::All,
+                ModeFlags::SOCKET_ALL,
+            ),
             (wants_events(), ModeFlags::DEBUG_EVENTS),
             (self.features.csum_ipv6, ModeFlags::CSUM_IPV6),
         ];
-        flags.into_iter().filter(|(on, _)| *on).fold(0, |modes, (_, flag)| modes | flag)
+        flags
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |modes, (_, flag)| modes | flag)
     }
 
     fn collect(&mut self) {
@@ -356,9 +429,14 @@ impl Agent {
             Ok(clock) => clock,
             Err(error) => return tracing::error!("flows are not aged: {}", chain(&error)),
         };
-        let now = Now { stamp: clock.stamp(), hz: self.hz.measure(&clock) };
+        let now = Now {
+            stamp: clock.stamp(),
+            hz: self.hz.measure(&clock),
+        };
         match self.gc.tick(self.dataplane.store_mut(), now, GC_ENTRIES) {
-            Ok(report) if report.removed > 0 => tracing::debug!(removed = report.removed, "flows aged"),
+            Ok(report) if report.removed > 0 => {
+                tracing::debug!(removed = report.removed, "flows aged")
+            }
             Ok(_) => {}
             Err(error) => tracing::error!("flows are not aged: {}", chain(&error)),
         }
@@ -368,7 +446,10 @@ impl Agent {
         let fresh: Vec<_> = self.desired.current().cloned().collect();
         match self.dataplane.audit(&fresh) {
             Ok(report) if report.differences() > 0 => {
-                tracing::warn!(differences = report.differences(), "the audit found maps that were not as wanted, and repaired them");
+                tracing::warn!(
+                    differences = report.differences(),
+                    "the audit found maps that were not as wanted, and repaired them"
+                );
             }
             Ok(_) => {}
             Err(error) => tracing::error!("audit failed: {}", chain(&error)),
@@ -378,7 +459,11 @@ impl Agent {
 
 /// Flags of each local address of a family.
 fn addr_flags(view: &NodeView, family: IpFamily, primary: Option<IpAddr>) -> HashMap<IpAddr, u32> {
-    let local = view.local_addresses.iter().copied().filter(|addr| IpFamily::of(addr) == family);
+    let local = view
+        .local_addresses
+        .iter()
+        .copied()
+        .filter(|addr| IpFamily::of(addr) == family);
     let mut flags: HashMap<IpAddr, u32> = local.map(|addr| (addr, 0)).collect();
     for addr in accepted(view, family) {
         *flags.entry(addr).or_default() |= NodeAddrFlags::NODE_PORT;
@@ -395,8 +480,15 @@ fn sync<F: Family>(
     wanted: &HashMap<IpAddr, u32>,
     of_family: impl Fn(&IpAddr) -> Option<F::Addr>,
 ) -> MapResult<()> {
-    let wanted: HashMap<F::Addr, u32> = wanted.iter().filter_map(|(addr, flags)| Some((of_family(addr)?, *flags))).collect();
-    let present: HashMap<F::Addr, u32> = map.entries()?.into_iter().map(|(key, flags)| (key.addr, flags)).collect();
+    let wanted: HashMap<F::Addr, u32> = wanted
+        .iter()
+        .filter_map(|(addr, flags)| Some((of_family(addr)?, *flags)))
+        .collect();
+    let present: HashMap<F::Addr, u32> = map
+        .entries()?
+        .into_iter()
+        .map(|(key, flags)| (key.addr, flags))
+        .collect();
     for addr in present.keys().filter(|addr| !wanted.contains_key(addr)) {
         map.delete(&NodeAddrKey { addr: *addr })?;
     }
@@ -410,7 +502,10 @@ fn sync<F: Family>(
 
 fn tc_mode(choice: TcAttach, features: &Features) -> Result<TcMode> {
     match choice {
-        TcAttach::Tcx if !features.tcx => bail!("kernel {} has no TCX (6.6); pass --tc-attach auto", features.release),
+        TcAttach::Tcx if !features.tcx => bail!(
+            "kernel {} has no TCX (6.6); pass --tc-attach auto",
+            features.release
+        ),
         TcAttach::Clsact => Ok(TcMode::Clsact),
         _ if features.tcx => Ok(TcMode::Tcx),
         _ => Ok(TcMode::Clsact),
@@ -459,8 +554,15 @@ mod tests {
         for hz in Hz::USUAL {
             for seconds in [1u64, 60, 400, 100_000] {
                 let jiffies = (1u64 << 32) - 300 * u64::from(hz) + u64::from(hz) * seconds;
-                let clock = Clock { jiffies, monotonic_ns: seconds * 1_000_000_000 };
-                assert_eq!(Hz::default().measure(&clock), hz, "{hz} Hz after {seconds} s");
+                let clock = Clock {
+                    jiffies,
+                    monotonic_ns: seconds * 1_000_000_000,
+                };
+                assert_eq!(
+                    Hz::default().measure(&clock),
+                    hz,
+                    "{hz} Hz after {seconds} s"
+                );
             }
         }
     }
@@ -469,12 +571,19 @@ mod tests {
     fn addresses_carry_what_they_are_good_for() {
         let view = NodeView {
             object_addresses: vec!["192.0.2.1".parse().unwrap()],
-            local_addresses: vec!["127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap(), "::1".parse().unwrap()],
+            local_addresses: vec![
+                "127.0.0.1".parse().unwrap(),
+                "192.0.2.1".parse().unwrap(),
+                "::1".parse().unwrap(),
+            ],
             ..NodeView::default()
         };
         let flags = addr_flags(&view, IpFamily::V4, view.primary(IpFamily::V4));
         let own: IpAddr = "192.0.2.1".parse().unwrap();
-        assert_eq!(flags[&own], NodeAddrFlags::NODE_PORT | NodeAddrFlags::PRIMARY);
+        assert_eq!(
+            flags[&own],
+            NodeAddrFlags::NODE_PORT | NodeAddrFlags::PRIMARY
+        );
         let loopback: IpAddr = "127.0.0.1".parse().unwrap();
         assert_eq!(flags[&loopback], 0);
         assert_eq!(flags.len(), 2);

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     View,
-    table::{NOTHING, Shown, family_name, or_nothing, print, protocol},
+    table::{NOTHING, Output, Shown, family_name, print_json, print_text, protocol, render},
 };
 use crate::{
     bpf::maps::{FamilyPins, MapResult, MappedArray, Maps, Plain},
@@ -48,8 +48,10 @@ pub struct Row {
     pub has_source_ranges: bool,
     /// Backends in the Cluster list.
     pub cluster_backends: u32,
-    /// Backends in the Local list.
+    /// Backends in the Local list; 0 where no policy is Local.
     pub local_backends: u32,
+    /// Backends of either list that are on this node.
+    pub node_backends: u32,
     /// Rows of the Cluster table.
     pub cluster_rows: u32,
     /// Rows of the Local table.
@@ -62,17 +64,25 @@ pub struct Row {
     pub bytes: u64,
 }
 
-/// Backends in the lists of a service port: Cluster, Local.
-type Members = HashMap<u32, [u32; 2]>;
+/// Backends of a service port: in the Cluster list, in the Local list, in either and on this node.
+type Members = HashMap<u32, [u32; 3]>;
 
 impl Row {
-    fn new<F: Family>(key: &ServiceKey<F>, value: &Service, stats: ServiceStats, members: &Members, names: &Names) -> Row
+    fn new<F: Family>(
+        key: &ServiceKey<F>,
+        value: &Service,
+        stats: ServiceStats,
+        members: &Members,
+        names: &Names,
+    ) -> Row
     where
         F::Addr: Shown,
     {
         let name = names.name(value.id);
-        let local = value.flags & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL) != 0;
-        let [cluster_backends, local_backends] = members.get(&value.id).copied().unwrap_or_default();
+        let local =
+            value.flags & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL) != 0;
+        let [cluster_backends, local_backends, node_backends] =
+            members.get(&value.id).copied().unwrap_or_default();
         Row {
             namespace: name.map(|name| name.namespace.clone()),
             service: name.map(|name| name.name.clone()),
@@ -87,6 +97,7 @@ impl Row {
             has_source_ranges: value.has(ServiceFlags::SOURCE_RANGES),
             cluster_backends,
             local_backends,
+            node_backends,
             cluster_rows: value.cluster.len,
             local_rows: value.local.len,
             flows: stats.flows,
@@ -95,12 +106,65 @@ impl Row {
         }
     }
 
+    /// The frontend with the list in force, and the service port's traffic on its first row.
+    fn cells(&self, names: &Names, is_first: bool) -> [String; 13] {
+        let (backends, rows) = if self.policy == "Local" {
+            (self.local_backends, self.local_rows)
+        } else {
+            (self.cluster_backends, self.cluster_rows)
+        };
+        let traffic = |count: u64| {
+            if is_first {
+                count.to_string()
+            } else {
+                String::new()
+            }
+        };
+        [
+            names.full(self.service_id),
+            self.protocol.into(),
+            self.family.into(),
+            self.kind.into(),
+            self.frontend.to_string(),
+            if self.has_source_ranges {
+                format!("{}, ranges", self.policy)
+            } else {
+                self.policy.into()
+            },
+            if self.affinity_secs == 0 {
+                NOTHING.into()
+            } else {
+                format!("{} s", self.affinity_secs)
+            },
+            backends.to_string(),
+            self.node_backends.to_string(),
+            rows.to_string(),
+            traffic(self.flows),
+            traffic(self.packets),
+            traffic(self.bytes),
+        ]
+    }
+
     /// Order of the table: by name, then as people think of frontends.
     fn order(&self) -> impl Ord + use<> {
-        let kind = ["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"].iter().position(|kind| *kind == self.kind);
+        let kind = ["ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"]
+            .iter()
+            .position(|kind| *kind == self.kind);
         let address: (IpAddr, u16) = (self.frontend.ip(), self.frontend.port());
-        let name = (self.namespace.clone(), self.service.clone(), self.port.clone());
-        (self.namespace.is_none(), name, self.protocol, self.family, self.service_id, kind, address)
+        let name = (
+            self.namespace.clone(),
+            self.service.clone(),
+            self.port.clone(),
+        );
+        (
+            self.namespace.is_none(),
+            name,
+            self.protocol,
+            self.family,
+            self.service_id,
+            kind,
+            address,
+        )
     }
 }
 
@@ -122,15 +186,25 @@ where
     for id in 1..backends.max_entries() {
         let backend = backends.read(id)?;
         if backend.service_id != 0 {
-            let [cluster, local] = members.entry(backend.service_id).or_default();
-            *cluster += u32::from(backend.state & BackendState::IN_CLUSTER != 0);
-            *local += u32::from(backend.state & BackendState::IN_LOCAL != 0);
+            let [cluster, local, node] = members.entry(backend.service_id).or_default();
+            let has = |flags: u32| backend.state & flags != 0;
+            *cluster += u32::from(has(BackendState::IN_CLUSTER));
+            *local += u32::from(has(BackendState::IN_LOCAL));
+            *node += u32::from(
+                has(BackendState::LOCAL) && has(BackendState::IN_CLUSTER | BackendState::IN_LOCAL),
+            );
         }
     }
     Ok(())
 }
 
-fn family<F: Family>(maps: &Maps, pins: &FamilyPins<F>, members: &Members, names: &Names, rows: &mut Vec<Row>) -> MapResult<()>
+fn family<F: Family>(
+    maps: &Maps,
+    pins: &FamilyPins<F>,
+    members: &Members,
+    names: &Names,
+    rows: &mut Vec<Row>,
+) -> MapResult<()>
 where
     F::Addr: Shown,
 {
@@ -152,31 +226,31 @@ pub fn services(view: &View, namespace: Option<&str>) -> Result<()> {
     let mut rows = Vec::new();
     family(maps, &maps.v4, &lists, &view.names, &mut rows)?;
     family(maps, &maps.v6, &lists, &view.names, &mut rows)?;
-    rows.retain(|row| namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace)));
+    rows.retain(|row| {
+        namespace.is_none_or(|namespace| row.namespace.as_deref() == Some(namespace))
+    });
     rows.sort_by_cached_key(Row::order);
+    if view.output == Output::Json {
+        return print_json(&rows);
+    }
     let heads = [
-        "NAMESPACE", "SERVICE", "PORT", "PROTO", "FAMILY", "KIND", "FRONTEND", "POLICY", "AFFINITY", "BACKENDS", "LOCAL", "ROWS",
-        "FLOWS", "PACKETS", "BYTES",
+        "SERVICE", "PROTO", "FAMILY", "KIND", "FRONTEND", "POLICY", "AFFINITY", "BACKENDS", "HERE",
+        "ROWS", "FLOWS", "PACKETS", "BYTES",
     ];
-    print(view.output, heads, &rows, |r| {
-        [
-            or_nothing(r.namespace.as_deref()),
-            r.service.clone().unwrap_or_else(|| format!("id {}", r.service_id)),
-            or_nothing(r.port.as_deref()),
-            r.protocol.into(),
-            r.family.into(),
-            r.kind.into(),
-            r.frontend.to_string(),
-            if r.has_source_ranges { format!("{}, ranges", r.policy) } else { r.policy.into() },
-            if r.affinity_secs == 0 { NOTHING.into() } else { format!("{} s", r.affinity_secs) },
-            r.cluster_backends.to_string(),
-            r.local_backends.to_string(),
-            if r.policy == "Local" { r.local_rows } else { r.cluster_rows }.to_string(),
-            r.flows.to_string(),
-            r.packets.to_string(),
-            r.bytes.to_string(),
-        ]
-    })
+    let cells: Vec<_> = rows
+        .iter()
+        .zip(is_first(&rows))
+        .map(|(row, is_first)| row.cells(&view.names, is_first))
+        .collect();
+    print_text(&render(heads, &cells))
+}
+
+/// Which rows are the first of their service port: these show its traffic, which is that of all its frontends.
+fn is_first(rows: &[Row]) -> impl Iterator<Item = bool> {
+    let before = std::iter::once(None).chain(rows.iter().map(|row| Some(row.service_id)));
+    rows.iter()
+        .zip(before)
+        .map(|(row, before)| before != Some(row.service_id))
 }
 
 #[cfg(test)]
@@ -194,7 +268,11 @@ mod tests {
         let addr: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
         let key = ServiceKey::<V6>::new(addr.into(), Be16::from_host(80), proto::UDP);
         let mut value = Service::default();
-        (value.id, value.kind, value.flags) = (7, FrontendKind::NodePort as u8, ServiceFlags::EXTERNAL_LOCAL);
+        (value.id, value.kind, value.flags) = (
+            7,
+            FrontendKind::NodePort as u8,
+            ServiceFlags::EXTERNAL_LOCAL,
+        );
         let stats = ServiceStats {
             flows: 2,
             ..ServiceStats::default()
@@ -208,13 +286,47 @@ mod tests {
             }],
             ..State::default()
         }));
-        let row = Row::new(&key, &value, stats, &Members::from([(7, [3, 1])]), &names);
+        let row = Row::new(
+            &key,
+            &value,
+            stats,
+            &Members::from([(7, [3, 1, 2])]),
+            &names,
+        );
         assert_eq!(
-            (row.frontend.to_string().as_str(), row.protocol, row.kind, row.policy, row.family),
+            (
+                row.frontend.to_string().as_str(),
+                row.protocol,
+                row.kind,
+                row.policy,
+                row.family
+            ),
             ("[fd00::1]:80", "UDP", "NodePort", "Local", "IPv6")
         );
-        assert_eq!((row.namespace.as_deref(), row.service.as_deref()), (Some("shop"), Some("web")));
-        assert_eq!((row.service_id, row.flows, row.cluster_backends, row.local_backends), (7, 2, 3, 1));
+        assert_eq!(
+            (row.namespace.as_deref(), row.service.as_deref()),
+            (Some("shop"), Some("web"))
+        );
+        assert_eq!(
+            (
+                row.service_id,
+                row.flows,
+                row.cluster_backends,
+                row.local_backends
+            ),
+            (7, 2, 3, 1)
+        );
+        let cells = row.cells(&names, false);
+        assert_eq!(
+            (
+                cells[0].as_str(),
+                cells[7].as_str(),
+                cells[8].as_str(),
+                cells[10].as_str()
+            ),
+            ("shop/web", "1", "2", "")
+        );
+        assert_eq!(row.cells(&names, true)[10], "2");
         let unknown = Row::new(&key, &value, stats, &Members::new(), &Names::default());
         assert_eq!((unknown.namespace, unknown.cluster_backends), (None, 0));
     }

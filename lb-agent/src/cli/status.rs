@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io,
+    fs, io,
     os::fd::{AsFd as _, BorrowedFd},
 };
 
@@ -105,7 +104,10 @@ fn count(map: BorrowedFd<'_>, info: &MapInfo) -> io::Result<usize> {
     let (mut place, mut go_on) = ([0; 40], false);
     loop {
         let buffer = |size: u32| vec![0u8; (size * room) as usize];
-        let (mut keys, mut values) = (buffer(info.key_size), buffer(info.value_size.next_multiple_of(8)));
+        let (mut keys, mut values) = (
+            buffer(info.key_size),
+            buffer(info.value_size.next_multiple_of(8)),
+        );
         let mut next = place;
         match sys::map_lookup_batch(map, go_on, &mut next, &mut keys, &mut values, room) {
             Ok(read) => {
@@ -118,7 +120,9 @@ fn count(map: BorrowedFd<'_>, info: &MapInfo) -> io::Result<usize> {
             // A bucket with more entries than there was room for.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => room *= 4,
             // 524 is ENOTSUPP, which the kernel gives for map types without batches.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | 524)) => return count_by_key(map, info),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | 524)) => {
+                return count_by_key(map, info);
+            }
             Err(error) => return Err(error),
         }
     }
@@ -129,7 +133,9 @@ fn count_by_key(map: BorrowedFd<'_>, info: &MapInfo) -> io::Result<usize> {
     let mut next = key.clone();
     let mut total = 0;
     // More steps than entries: the map changed under the scan, which then began anew.
-    while total <= info.max_entries as usize && sys::map_next_key(map, (total > 0).then_some(key.as_slice()), &mut next)? {
+    while total <= info.max_entries as usize
+        && sys::map_next_key(map, (total > 0).then_some(key.as_slice()), &mut next)?
+    {
         key.copy_from_slice(&next);
         total += 1;
     }
@@ -170,13 +176,20 @@ where
 }
 
 fn maps_in_use(maps: &Maps, named: &Named) -> Result<Vec<MapUse>> {
-    let mut pins: Vec<_> = fs::read_dir(&maps.dir)?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())).collect();
+    let mut pins: Vec<_> = fs::read_dir(&maps.dir)?
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+        .collect();
     pins.sort_by_key(fs::DirEntry::file_name);
     let mut all = Vec::new();
     for pin in pins {
         let map = pin.file_name().to_string_lossy().into_owned();
-        let Ok(fd) = sys::obj_get(&pin.path(), sys::F_RDONLY) else { continue };
-        let Ok(info) = sys::map_info(fd.as_fd()) else { continue };
+        let Ok(fd) = sys::obj_get(&pin.path(), sys::F_RDONLY) else {
+            continue;
+        };
+        let Ok(info) = sys::map_info(fd.as_fd()) else {
+            continue;
+        };
         let mut max_entries = info.max_entries as usize;
         let entries = match map.as_str() {
             name if name == names::BACKENDS[0] => Some(used(&maps.v4.backends)?),
@@ -189,18 +202,35 @@ fn maps_in_use(maps: &Maps, named: &Named) -> Result<Vec<MapUse>> {
             _ if COUNTED.contains(&info.map_type) => count(fd.as_fd(), &info).ok(),
             _ => None,
         };
-        all.push(MapUse { map, entries, max_entries });
+        all.push(MapUse {
+            map,
+            entries,
+            max_entries,
+        });
     }
     Ok(all)
 }
 
 fn counts(maps: &Maps) -> MapResult<[Vec<Count>; 2]> {
     let values = CounterValues::read(&maps.counters)?;
-    let drops = DropReason::ALL.iter().map(|reason| reason.help()).zip(values.drops);
-    let others = Counter::ALL.iter().map(|counter| counter.help()).zip(values.counters);
-    let count = |(help, (name, count)): (&'static str, (&'static str, u64))| Count { name, help: help.trim(), count };
+    let drops = DropReason::ALL
+        .iter()
+        .map(|reason| reason.help())
+        .zip(values.drops);
+    let others = Counter::ALL
+        .iter()
+        .map(|counter| counter.help())
+        .zip(values.counters);
+    let count = |(help, (name, count)): (&'static str, (&'static str, u64))| Count {
+        name,
+        help: help.trim(),
+        count,
+    };
     let happened = |count: &Count| count.count > 0;
-    Ok([drops.map(count).filter(happened).collect(), others.map(count).filter(happened).collect()])
+    Ok([
+        drops.map(count).filter(happened).collect(),
+        others.map(count).filter(happened).collect(),
+    ])
 }
 
 impl Status {
@@ -218,9 +248,13 @@ impl Status {
             agent: view.running,
             version: state.map(|state| state.version.clone()),
             node: state.map(|state| state.node.clone()),
-            pid: state.filter(|_| view.running == Running::Running).map(|state| state.pid),
+            pid: state
+                .filter(|_| view.running == Running::Running)
+                .map(|state| state.pid),
             started_at: state.map(|state| state.started_at.clone()),
-            stopped_at: state.filter(|_| view.running == Running::Stopped).and_then(|state| state.stopped_at.clone()),
+            stopped_at: state
+                .filter(|_| view.running == Running::Stopped)
+                .and_then(|state| state.stopped_at.clone()),
             service_ports: named.ids.len(),
             maps: maps_in_use(maps, &named)?,
             interfaces: interfaces::rows(maps, state)?,
@@ -237,13 +271,23 @@ impl Status {
 
     /// Everything that is wrong, a sentence each.
     fn problems(&self) -> Vec<String> {
-        let interfaces = self.interfaces.iter().filter(|row| !["tcx", "clsact"].contains(&row.tc().as_str()));
+        let interfaces = self
+            .interfaces
+            .iter()
+            .filter(|row| !["tcx", "clsact"].contains(&row.tc().as_str()));
         let interfaces = interfaces.map(|row| {
             let name = row.name.clone().unwrap_or_else(|| row.ifindex.to_string());
             format!("interface {name}: tc {}", row.tc())
         });
-        let full = self.maps.iter().filter(|map| map.is_full()).map(|map| format!("map {} is full", map.map));
-        let files = self.manifest_problems.iter().map(|problem| format!("{}: {}", problem.file, problem.message));
+        let full = self
+            .maps
+            .iter()
+            .filter(|map| map.is_full())
+            .map(|map| format!("map {} is full", map.map));
+        let files = self
+            .manifest_problems
+            .iter()
+            .map(|problem| format!("{}: {}", problem.file, problem.message));
         let conflicts = self.conflicts.iter().map(|conflict| {
             format!(
                 "{} {} is claimed by several Services: {} serves it, not {}",
@@ -261,20 +305,38 @@ impl Status {
             .chain(interfaces)
             .chain(self.socket_problems.iter().cloned())
             .chain(conflicts)
-            .chain(self.warnings.iter().map(|warning| format!("{}: {}", warning.service, warning.message)))
+            .chain(
+                self.warnings
+                    .iter()
+                    .map(|warning| format!("{}: {}", warning.service, warning.message)),
+            )
             .collect()
     }
 
     fn head(&self) -> String {
         let agent = match (self.agent, &self.started_at, &self.stopped_at) {
-            (Running::Running, Some(since), _) => format!("runs since {since}, process {}", self.pid.unwrap_or(0)),
+            (Running::Running, Some(since), _) => {
+                format!("runs since {since}, process {}", self.pid.unwrap_or(0))
+            }
             (Running::Running, None, _) => "runs, and has written no state file yet".to_owned(),
             (Running::Stopped, _, Some(at)) => format!("stopped at {at}; the dataplane goes on"),
-            (Running::Stopped, Some(_), None) => "does not run and was not stopped in order; the dataplane goes on".to_owned(),
-            (Running::Stopped, None, None) => "does not run and left no state file; the dataplane goes on".to_owned(),
+            (Running::Stopped, Some(_), None) => {
+                "does not run and was not stopped in order; the dataplane goes on".to_owned()
+            }
+            (Running::Stopped, None, None) => {
+                "does not run and left no state file; the dataplane goes on".to_owned()
+            }
         };
-        let of = self.node.as_ref().map(|node| format!(" of {node}")).unwrap_or_default();
-        let version = self.version.as_deref().map(|version| format!(" {version}")).unwrap_or_default();
+        let of = self
+            .node
+            .as_ref()
+            .map(|node| format!(" of {node}"))
+            .unwrap_or_default();
+        let version = self
+            .version
+            .as_deref()
+            .map(|version| format!(" {version}"))
+            .unwrap_or_default();
         format!(
             "Agent{version}{of}: {agent}\nMaps: {} (ABI {}), {} service ports\n",
             self.pins, self.abi_version, self.service_ports
@@ -288,20 +350,50 @@ impl Status {
             out.push_str("Problems: none\n");
         } else {
             out.push_str(&format!("Problems: {}\n", problems.len()));
-            problems.iter().for_each(|problem| out.push_str(&format!("  {problem}\n")));
+            problems
+                .iter()
+                .for_each(|problem| out.push_str(&format!("  {problem}\n")));
         }
         let interfaces: Vec<_> = self
             .interfaces
             .iter()
-            .map(|row| [or_nothing(row.name.as_deref()), row.role.to_owned(), row.tc(), row.xdp()])
+            .map(|row| {
+                [
+                    or_nothing(row.name.as_deref()),
+                    row.role.to_owned(),
+                    row.tc(),
+                    row.xdp(),
+                ]
+            })
             .collect();
-        section(&mut out, &render(["INTERFACE", "ROLE", "TC", "XDP"], &interfaces));
-        let sockets = if self.socket_hooks.is_empty() { "none".to_owned() } else { self.socket_hooks.join(" ") };
+        section(
+            &mut out,
+            &render(["INTERFACE", "ROLE", "TC", "XDP"], &interfaces),
+        );
+        let sockets = if self.socket_hooks.is_empty() {
+            "none".to_owned()
+        } else {
+            self.socket_hooks.join(" ")
+        };
         section(&mut out, &format!("Socket hooks: {sockets}\n"));
-        let maps: Vec<_> = self.maps.iter().filter(|map| map.entries.is_some()).map(MapUse::cells).collect();
+        let maps: Vec<_> = self
+            .maps
+            .iter()
+            .filter(|map| map.entries.is_some())
+            .map(MapUse::cells)
+            .collect();
         section(&mut out, &render(["MAP", "ENTRIES", "MAX", "USED"], &maps));
         for (head, counts) in [("DROPPED", &self.drops), ("COUNTED", &self.counters)] {
-            let cells: Vec<_> = counts.iter().map(|count| [count.name.to_owned(), count.count.to_string(), count.help.to_owned()]).collect();
+            let cells: Vec<_> = counts
+                .iter()
+                .map(|count| {
+                    [
+                        count.name.to_owned(),
+                        count.count.to_string(),
+                        count.help.to_owned(),
+                    ]
+                })
+                .collect();
             if cells.is_empty() {
                 section(&mut out, &format!("{head}  nothing\n"));
             } else {
@@ -321,14 +413,21 @@ impl MapUse {
     /// Whether nothing more fits. Maps that evict are made to be full.
     fn is_full(&self) -> bool {
         let evicts = ["openings", "affinity", "fragments", "socket_origins"];
-        !evicts.iter().any(|name| self.map.starts_with(name)) && self.max_entries > 1 && self.entries.is_some_and(|entries| entries >= self.max_entries)
+        !evicts.iter().any(|name| self.map.starts_with(name))
+            && self.max_entries > 1
+            && self
+                .entries
+                .is_some_and(|entries| entries >= self.max_entries)
     }
 
     fn cells(&self) -> [String; 4] {
-        let percent = self.entries.map(|entries| entries * 100 / self.max_entries.max(1));
+        let percent = self
+            .entries
+            .map(|entries| entries * 100 / self.max_entries.max(1));
         [
             self.map.clone(),
-            self.entries.map_or_else(|| NOTHING.to_owned(), |entries| entries.to_string()),
+            self.entries
+                .map_or_else(|| NOTHING.to_owned(), |entries| entries.to_string()),
             self.max_entries.to_string(),
             percent.map_or_else(|| NOTHING.to_owned(), |percent| format!("{percent} %")),
         ]
@@ -359,10 +458,18 @@ mod tests {
             started_at: Some("2026-01-01T00:00:00Z".into()),
             stopped_at: None,
             service_ports: 2,
-            maps: vec![MapUse { map: "services_v4".into(), entries: Some(2), max_entries: 4 }],
+            maps: vec![MapUse {
+                map: "services_v4".into(),
+                entries: Some(2),
+                max_entries: 4,
+            }],
             interfaces: Vec::new(),
             socket_hooks: vec!["connect4".into()],
-            drops: vec![Count { name: "malformed", help: "Header cut short or malformed.", count: 3 }],
+            drops: vec![Count {
+                name: "malformed",
+                help: "Header cut short or malformed.",
+                count: 3,
+            }],
             counters: Vec::new(),
             manifest_problems: Vec::new(),
             unserved: Vec::new(),
@@ -375,17 +482,29 @@ mod tests {
     #[test]
     fn a_healthy_node_has_no_problems() {
         let text = healthy().render();
-        assert!(text.starts_with("Agent 1.2.3 of a: runs since 2026-01-01T00:00:00Z, process 7\n"), "{text}");
+        assert!(
+            text.starts_with("Agent 1.2.3 of a: runs since 2026-01-01T00:00:00Z, process 7\n"),
+            "{text}"
+        );
         assert!(text.contains("\nProblems: none\n"), "{text}");
-        assert!(text.contains("\nservices_v4        2    4  50 %\n"), "{text}");
-        assert!(text.contains("\nmalformed        3  Header cut short or malformed.\n"), "{text}");
+        assert!(
+            text.contains("\nservices_v4        2    4  50 %\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nmalformed        3  Header cut short or malformed.\n"),
+            "{text}"
+        );
     }
 
     #[test]
     fn every_problem_is_a_sentence() {
         let mut status = healthy();
         status.maps[0].entries = Some(4);
-        status.manifest_problems = vec![ManifestProblem { file: "bad.yaml".into(), message: "document 1: no kind".into() }];
+        status.manifest_problems = vec![ManifestProblem {
+            file: "bad.yaml".into(),
+            message: "document 1: no kind".into(),
+        }];
         status.conflicts = vec![Conflict {
             frontend: "10.0.0.1:80".into(),
             protocol: "TCP".into(),
@@ -400,7 +519,11 @@ mod tests {
                 "10.0.0.1:80 TCP is claimed by several Services: x/a/TCP serves it, not x/b/TCP",
             ]
         );
-        assert!(status.render().contains("\nProblems: 3\n  map services_v4 is full\n"));
+        assert!(
+            status
+                .render()
+                .contains("\nProblems: 3\n  map services_v4 is full\n")
+        );
     }
 
     #[test]
@@ -409,7 +532,11 @@ mod tests {
         status.agent = Running::Stopped;
         assert!(status.head().contains("was not stopped in order"));
         status.stopped_at = Some("2026-01-02T00:00:00Z".into());
-        assert!(status.head().contains("stopped at 2026-01-02T00:00:00Z; the dataplane goes on"));
+        assert!(
+            status
+                .head()
+                .contains("stopped at 2026-01-02T00:00:00Z; the dataplane goes on")
+        );
         (status.started_at, status.stopped_at) = (None, None);
         assert!(status.head().contains("left no state file"));
     }

@@ -42,7 +42,9 @@ impl Shown for Addr6 {
 pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write the answer"),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write the answer")
+        }
         _ => Ok(()),
     }
 }
@@ -84,16 +86,24 @@ pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String 
     for row in rows {
         for ((width, is_number), cell) in widths.iter_mut().zip(&mut are_numbers).zip(row) {
             *width = (*width).max(cell.chars().count());
-            *is_number &= cell == NOTHING || (!cell.is_empty() && cell.bytes().all(|byte| byte.is_ascii_digit()));
+            *is_number &= cell == NOTHING || cell.bytes().all(|byte| byte.is_ascii_digit());
         }
     }
     for i in 0..N {
-        are_numbers[i] &= rows.iter().any(|row| row[i] != NOTHING);
+        are_numbers[i] &= rows
+            .iter()
+            .any(|row| row[i] != NOTHING && !row[i].is_empty());
     }
     let line = |cells: [&str; N]| {
         let columns = cells.iter().zip(widths).zip(are_numbers);
         let padded: Vec<_> = columns
-            .map(|((cell, width), is_number)| if is_number { format!("{cell:>width$}") } else { format!("{cell:width$}") })
+            .map(|((cell, width), is_number)| {
+                if is_number {
+                    format!("{cell:>width$}")
+                } else {
+                    format!("{cell:width$}")
+                }
+            })
             .collect();
         padded.join("  ").trim_end().to_owned() + "\n"
     };
@@ -105,7 +115,9 @@ pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String 
 
 /// The text, or the sign for nothing.
 pub fn or_nothing(text: Option<&str>) -> String {
-    text.filter(|text| !text.is_empty()).unwrap_or(NOTHING).to_owned()
+    text.filter(|text| !text.is_empty())
+        .unwrap_or(NOTHING)
+        .to_owned()
 }
 
 /// Name of a protocol.
@@ -130,13 +142,26 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_the_widest_cell() {
-        let rows = [["a".to_owned(), "10.0.0.1".to_owned()], ["long".to_owned(), String::new()]];
-        assert_eq!(render(["ID", "ADDR"], &rows), "ID    ADDR\na     10.0.0.1\nlong\n");
+        let rows = [
+            ["a".to_owned(), "10.0.0.1".to_owned()],
+            ["long".to_owned(), String::new()],
+        ];
+        assert_eq!(
+            render(["ID", "ADDR"], &rows),
+            "ID    ADDR\na     10.0.0.1\nlong\n"
+        );
     }
 
     #[test]
     fn numbers_end_at_the_right() {
-        let rows = [["1".to_owned(), "é".to_owned()], ["1000".to_owned(), "-".to_owned()], ["-".to_owned(), "x".to_owned()]];
-        assert_eq!(render(["ID", "A"], &rows), "  ID  A\n   1  é\n1000  -\n   -  x\n");
+        let rows = [
+            ["1".to_owned(), "é".to_owned()],
+            ["1000".to_owned(), "-".to_owned()],
+            ["-".to_owned(), "x".to_owned()],
+        ];
+        assert_eq!(
+            render(["ID", "A"], &rows),
+            "  ID  A\n   1  é\n1000  -\n   -  x\n"
+        );
     }
 }

@@ -14,11 +14,11 @@ use std::{
 
 use tokio::io::unix::AsyncFd;
 
+use self::netlink::Socket;
 pub use self::{
     roles::{Interface, Rules, interfaces},
     snapshot::Snapshot,
 };
-use self::netlink::Socket;
 
 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`, `RTMGRP_IPV6_ROUTE`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
@@ -49,7 +49,10 @@ impl Watch {
         let events = Events(Socket::listen(GROUPS)?);
         // SAFETY: `Events` owns its socket and gives the same open descriptor until it is dropped.
         let events = unsafe { AsyncFd::register(events) }?;
-        Ok(Watch { events, requests: Socket::new()? })
+        Ok(Watch {
+            events,
+            requests: Socket::new()?,
+        })
     }
 
     /// The network now.
@@ -73,23 +76,37 @@ impl Watch {
 /// Cookie of this process's network namespace (5.14); `None` where the kernel has none.
 pub fn netns_cookie() -> io::Result<Option<u64>> {
     const SO_NETNS_COOKIE: i32 = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_no_loopback| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")
+        .or_else(|_no_loopback| std::net::UdpSocket::bind("0.0.0.0:0"))?;
     let mut cookie = 0u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
+    let mut len: libc::socklen_t = size_of::<u64>().try_into().unwrap_or_default();
     // SAFETY: a live u64 and its length.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
     };
     if result == 0 {
         return Ok(Some(cookie));
     }
     let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ENOPROTOOPT) { Ok(None) } else { Err(error) }
+    if error.raw_os_error() == Some(libc::ENOPROTOOPT) {
+        Ok(None)
+    } else {
+        Err(error)
+    }
 }
 
 /// Where the cgroup2 hierarchy is mounted.
 pub fn cgroup2_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let line = mounts.lines().find(|line| line.split_once(" - ").is_some_and(|(_, kind)| kind.starts_with("cgroup2 ")))?;
+    let line = mounts.lines().find(|line| {
+        line.split_once(" - ")
+            .is_some_and(|(_, kind)| kind.starts_with("cgroup2 "))
+    })?;
     line.split(' ').nth(4).map(PathBuf::from)
 }

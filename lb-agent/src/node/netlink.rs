@@ -103,7 +103,13 @@ impl Socket {
 
     fn open(flags: i32, groups: u32) -> io::Result<Socket> {
         // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags, libc::NETLINK_ROUTE) };
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags,
+                libc::NETLINK_ROUTE,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -111,12 +117,16 @@ impl Socket {
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: all integers; any bit pattern is valid.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+        address.nl_family = libc::AF_NETLINK.try_into().unwrap_or_default();
         address.nl_groups = groups;
-        let len = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
+        let len = size_of::<libc::sockaddr_nl>().try_into().unwrap_or_default();
         // SAFETY: a live address of the length that is passed.
         let result = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Socket { fd, sequence: 0 }) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Socket { fd, sequence: 0 })
+        }
     }
 
     /// Its descriptor, to wait for.
@@ -135,22 +145,50 @@ impl Socket {
         message.extend(0u32.to_ne_bytes());
         message.extend(&request.0);
         // SAFETY: the buffer lives through the call, with its own length.
-        let sent = unsafe { libc::send(self.fd.as_raw_fd(), message.as_ptr().cast(), message.len(), 0) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(self.sequence) }
+        let sent = unsafe {
+            libc::send(
+                self.fd.as_raw_fd(),
+                message.as_ptr().cast(),
+                message.len(),
+                0,
+            )
+        };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(self.sequence)
+        }
     }
 
     /// One datagram: its messages with type and sequence number.
     fn receive(&self) -> io::Result<Vec<(u32, Message)>> {
         let mut buffer = vec![0u8; 1 << 16];
         // SAFETY: the buffer lives through the call, with its own length.
-        let read = unsafe { libc::recv(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        let read = unsafe {
+            libc::recv(
+                self.fd.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+            )
+        };
         let read = usize::try_from(read).map_err(|_negative| io::Error::last_os_error())?;
         let mut rest = buffer.get(..read).unwrap_or_default();
         let mut messages = Vec::new();
-        while let (Some(len), Some(kind), Some(sequence)) = (u32_at(rest, 0), u16_at(rest, 4), u32_at(rest, 8)) {
+        while let (Some(len), Some(kind), Some(sequence)) =
+            (u32_at(rest, 0), u16_at(rest, 4), u32_at(rest, 8))
+        {
             let len = len as usize;
-            let Some(body) = rest.get(HEADER..len) else { break };
-            messages.push((sequence, Message { kind, body: body.to_vec() }));
+            let Some(body) = rest.get(HEADER..len) else {
+                break;
+            };
+            messages.push((
+                sequence,
+                Message {
+                    kind,
+                    body: body.to_vec(),
+                },
+            ));
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(messages)
@@ -164,7 +202,10 @@ impl Socket {
             match self.receive() {
                 Ok(messages) => all.extend(messages.into_iter().map(|(_, message)| message)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(all),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => all.push(Message { kind: 0, body: Vec::new() }),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => all.push(Message {
+                    kind: 0,
+                    body: Vec::new(),
+                }),
                 Err(error) => return Err(error),
             }
         }
@@ -213,10 +254,15 @@ mod tests {
 
     #[test]
     fn attributes_are_padded_and_read_back() {
-        let request = Request::new(&[9; 8]).attr(3, b"eth0\0").attr(4, &1500u32.to_ne_bytes());
+        let request = Request::new(&[9; 8])
+            .attr(3, b"eth0\0")
+            .attr(4, &1500u32.to_ne_bytes());
         assert_eq!(request.as_bytes().len(), 8 + 12 + 8);
         let read: Vec<_> = attrs(request.as_bytes(), 8).collect();
-        assert_eq!(read, [(3, b"eth0\0".as_slice()), (4, &1500u32.to_ne_bytes())]);
+        assert_eq!(
+            read,
+            [(3, b"eth0\0".as_slice()), (4, &1500u32.to_ne_bytes())]
+        );
         assert_eq!(text(read[0].1), "eth0");
     }
 
@@ -231,6 +277,8 @@ mod tests {
     fn loopback_is_dumped() {
         let mut socket = Socket::new().unwrap();
         let links = socket.dump(18, &Request::new(&[0; 16])).unwrap();
-        assert!(links.iter().any(|link| attrs(&link.body, 16).any(|(kind, value)| kind == 3 && text(value) == "lo")));
+        assert!(links.iter().any(|link| {
+            attrs(&link.body, 16).any(|(kind, value)| kind == 3 && text(value) == "lo")
+        }));
     }
 }

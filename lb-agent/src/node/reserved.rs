@@ -17,12 +17,20 @@ pub fn reserve(range: (u16, u16)) -> io::Result<bool> {
 pub fn release(range: (u16, u16)) -> io::Result<()> {
     let list = fs::read_to_string(PATH)?;
     let left = without_range(&list, range);
-    if left == list.trim() { Ok(()) } else { fs::write(PATH, left + "\n") }
+    if left == list.trim() {
+        Ok(())
+    } else {
+        fs::write(PATH, left + "\n")
+    }
 }
 
 fn without_range(list: &str, range: (u16, u16)) -> String {
     let added = format!("{}-{}", range.0, range.1);
-    list.trim().split(',').filter(|item| *item != added).collect::<Vec<_>>().join(",")
+    list.trim()
+        .split(',')
+        .filter(|item| *item != added)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// The list with the range added; `None`: it is in there.
@@ -30,13 +38,23 @@ fn with_range(list: &str, range: (u16, u16)) -> Option<String> {
     let list = list.trim();
     let covers = list.split(',').filter_map(|item| {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
-        Some((first.trim().parse::<u16>().ok()?, last.trim().parse::<u16>().ok()?))
+        Some((
+            first.trim().parse::<u16>().ok()?,
+            last.trim().parse::<u16>().ok()?,
+        ))
     });
-    if covers.into_iter().any(|(first, last)| first <= range.0 && range.1 <= last) {
+    if covers
+        .into_iter()
+        .any(|(first, last)| first <= range.0 && range.1 <= last)
+    {
         return None;
     }
     let added = format!("{}-{}", range.0, range.1);
-    Some(if list.is_empty() { added } else { format!("{list},{added}") })
+    Some(if list.is_empty() {
+        added
+    } else {
+        format!("{list},{added}")
+    })
 }
 
 #[cfg(test)]
@@ -45,14 +63,23 @@ mod tests {
 
     #[test]
     fn what_is_reserved_stays_reserved() {
-        assert_eq!(with_range("\n", (20_000, 29_999)).as_deref(), Some("20000-29999"));
-        assert_eq!(with_range("80,8000-8100\n", (20_000, 29_999)).as_deref(), Some("80,8000-8100,20000-29999"));
+        assert_eq!(
+            with_range("\n", (20_000, 29_999)).as_deref(),
+            Some("20000-29999")
+        );
+        assert_eq!(
+            with_range("80,8000-8100\n", (20_000, 29_999)).as_deref(),
+            Some("80,8000-8100,20000-29999")
+        );
         assert_eq!(with_range("80,20000-30000\n", (20_000, 29_999)), None);
     }
 
     #[test]
     fn only_the_range_that_was_added_is_given_back() {
-        assert_eq!(without_range("80,8000-8100,20000-29999\n", (20_000, 29_999)), "80,8000-8100");
+        assert_eq!(
+            without_range("80,8000-8100,20000-29999\n", (20_000, 29_999)),
+            "80,8000-8100"
+        );
         assert_eq!(without_range("20000-29999", (20_000, 29_999)), "");
         assert_eq!(without_range("80", (20_000, 29_999)), "80");
     }

@@ -84,20 +84,34 @@ fn role(link: &Link, snapshot: &Snapshot, rules: &Rules) -> Option<InterfaceRole
     if rules.pod.matches(&link.name) {
         return Some(InterfaceRole::Pod);
     }
-    let master = link.master.and_then(|master| snapshot.links.iter().find(|link| link.ifindex == master));
+    let master = link
+        .master
+        .and_then(|master| snapshot.links.iter().find(|link| link.ifindex == master));
     match link.kind.as_str() {
         // The host's end: the other one is in a pod's namespace.
         "veth" | "netkit" if link.lower_elsewhere => Some(InterfaceRole::Pod),
         "tun" if link.hardware == ARPHRD_ETHER => Some(InterfaceRole::Pod),
         // A bridge that only switches is not on the way of any routed packet.
-        "bridge" if !snapshot.addresses.iter().any(|address| address.ifindex == link.ifindex && address.scope == 0) => None,
+        "bridge"
+            if !snapshot
+                .addresses
+                .iter()
+                .any(|address| address.ifindex == link.ifindex && address.scope == 0) =>
+        {
+            None
+        }
         // The bond's or team's hooks see the packets of its members.
         _ if master.is_some_and(|master| matches!(master.kind.as_str(), "bond" | "team")) => None,
         _ => Some(InterfaceRole::External),
     }
 }
 
-fn xdp(link: &Link, role: InterfaceRole, snapshot: &Snapshot, mode: XdpMode) -> Result<(), &'static str> {
+fn xdp(
+    link: &Link,
+    role: InterfaceRole,
+    snapshot: &Snapshot,
+    mode: XdpMode,
+) -> Result<(), &'static str> {
     if mode == XdpMode::Off {
         return Err("--xdp off");
     }
@@ -107,12 +121,16 @@ fn xdp(link: &Link, role: InterfaceRole, snapshot: &Snapshot, mode: XdpMode) -> 
     if link.hardware != ARPHRD_ETHER {
         return Err("no Ethernet header");
     }
-    if snapshot.links.iter().any(|upper| upper.kind == "vlan" && upper.lower == Some(link.ifindex) && !upper.lower_elsewhere) {
+    if snapshot.links.iter().any(|upper| {
+        upper.kind == "vlan" && upper.lower == Some(link.ifindex) && !upper.lower_elsewhere
+    }) {
         return Err("a VLAN lies above it");
     }
     match (link.kind.as_str(), mode) {
         ("" | "bond", _) => Ok(()),
-        ("veth" | "tun", XdpMode::Auto) => Err("frames of a virtual peer may have unfinished checksums; --xdp native to use it all the same"),
+        ("veth" | "tun", XdpMode::Auto) => Err(
+            "frames of a virtual peer may have unfinished checksums; --xdp native to use it all the same",
+        ),
         ("veth" | "tun", _) => Ok(()),
         _ => Err("an overlay, a bridge or another interface in software"),
     }
@@ -123,47 +141,112 @@ mod tests {
     use super::{super::snapshot::Address, *};
 
     fn link(ifindex: u32, name: &str, kind: &str) -> Link {
-        Link { ifindex, name: name.into(), kind: kind.into(), hardware: 1, up: true, mtu: 1500, mac: Some([2; 6]), ..Link::default() }
+        Link {
+            ifindex,
+            name: name.into(),
+            kind: kind.into(),
+            hardware: 1,
+            up: true,
+            mtu: 1500,
+            mac: Some([2; 6]),
+            ..Link::default()
+        }
     }
 
     fn rules(xdp: XdpMode) -> Rules {
-        Rules { external: Globs::new("x", &["up*".into()]).unwrap(), pod: Globs::new("x", &["weird*".into()]).unwrap(), xdp }
+        Rules {
+            external: Globs::new("x", &["up*".into()]).unwrap(),
+            pod: Globs::new("x", &["weird*".into()]).unwrap(),
+            xdp,
+        }
     }
 
     fn node() -> Snapshot {
-        let veth = |ifindex, name: &str| Link { lower: Some(2), lower_elsewhere: true, ..link(ifindex, name, "veth") };
+        let veth = |ifindex, name: &str| Link {
+            lower: Some(2),
+            lower_elsewhere: true,
+            ..link(ifindex, name, "veth")
+        };
         Snapshot {
             links: vec![
-                Link { loopback: true, hardware: 772, ..link(1, "lo", "") },
+                Link {
+                    loopback: true,
+                    hardware: 772,
+                    ..link(1, "lo", "")
+                },
                 link(2, "eth0", ""),
                 veth(3, "vethpod"),
                 veth(4, "uplink"),
                 link(5, "br0", "bridge"),
                 link(6, "br1", "bridge"),
-                Link { master: Some(5), ..veth(7, "vethport") },
+                Link {
+                    master: Some(5),
+                    ..veth(7, "vethport")
+                },
                 link(8, "bond0", "bond"),
-                Link { master: Some(8), ..link(9, "eth1", "") },
+                Link {
+                    master: Some(8),
+                    ..link(9, "eth1", "")
+                },
                 link(10, "tap0", "tun"),
-                Link { hardware: 65534, mac: None, ..link(11, "tun0", "tun") },
-                Link { up: false, ..link(12, "eth2", "") },
+                Link {
+                    hardware: 65534,
+                    mac: None,
+                    ..link(11, "tun0", "tun")
+                },
+                Link {
+                    up: false,
+                    ..link(12, "eth2", "")
+                },
                 link(13, "eth3", ""),
-                Link { lower: Some(13), ..link(14, "eth3.5", "vlan") },
+                Link {
+                    lower: Some(13),
+                    ..link(14, "eth3.5", "vlan")
+                },
                 link(15, "vxlan0", "vxlan"),
                 link(16, "weird0", ""),
             ],
             addresses: vec![
-                Address { ifindex: 5, addr: "10.0.0.1".parse().unwrap(), scope: 0, flags: 0 },
-                Address { ifindex: 2, addr: "fe80::1".parse().unwrap(), scope: 253, flags: 0 },
-                Address { ifindex: 2, addr: "192.0.2.2".parse().unwrap(), scope: 0, flags: 1 },
-                Address { ifindex: 2, addr: "192.0.2.1".parse().unwrap(), scope: 0, flags: 0 },
-                Address { ifindex: 2, addr: "2001:db8::1".parse().unwrap(), scope: 0, flags: 0x80 },
+                Address {
+                    ifindex: 5,
+                    addr: "10.0.0.1".parse().unwrap(),
+                    scope: 0,
+                    flags: 0,
+                },
+                Address {
+                    ifindex: 2,
+                    addr: "fe80::1".parse().unwrap(),
+                    scope: 253,
+                    flags: 0,
+                },
+                Address {
+                    ifindex: 2,
+                    addr: "192.0.2.2".parse().unwrap(),
+                    scope: 0,
+                    flags: 1,
+                },
+                Address {
+                    ifindex: 2,
+                    addr: "192.0.2.1".parse().unwrap(),
+                    scope: 0,
+                    flags: 0,
+                },
+                Address {
+                    ifindex: 2,
+                    addr: "2001:db8::1".parse().unwrap(),
+                    scope: 0,
+                    flags: 0x80,
+                },
             ],
             default_links: [Some(2), Some(2)],
         }
     }
 
     fn roles(xdp: XdpMode) -> Vec<(String, InterfaceRole, bool)> {
-        interfaces(&node(), &rules(xdp)).into_iter().map(|i| (i.name, i.role, i.xdp.is_ok())).collect()
+        interfaces(&node(), &rules(xdp))
+            .into_iter()
+            .map(|i| (i.name, i.role, i.xdp.is_ok()))
+            .collect()
     }
 
     #[test]
@@ -183,13 +266,20 @@ mod tests {
             ("vxlan0", External, false),
             ("weird0", Pod, false),
         ];
-        let expected: Vec<_> = expected.iter().map(|(name, role, xdp)| ((*name).to_owned(), *role, *xdp)).collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(name, role, xdp)| ((*name).to_owned(), *role, *xdp))
+            .collect();
         assert_eq!(roles(XdpMode::Auto), expected);
     }
 
     #[test]
     fn native_xdp_on_request_takes_external_veths_but_no_pods() {
-        let with: Vec<String> = roles(XdpMode::Native).into_iter().filter(|(_, _, xdp)| *xdp).map(|(name, ..)| name).collect();
+        let with: Vec<String> = roles(XdpMode::Native)
+            .into_iter()
+            .filter(|(_, _, xdp)| *xdp)
+            .map(|(name, ..)| name)
+            .collect();
         assert_eq!(with, ["eth0", "uplink", "bond0"]);
         assert!(roles(XdpMode::Off).iter().all(|(_, _, xdp)| !xdp));
     }
@@ -197,16 +287,23 @@ mod tests {
     #[test]
     fn sources_are_preferred_global_addresses() {
         let all = interfaces(&node(), &rules(XdpMode::Auto));
-        let eth0 = all.iter().find(|interface| interface.name == "eth0").unwrap();
+        let eth0 = all
+            .iter()
+            .find(|interface| interface.name == "eth0")
+            .unwrap();
         assert_eq!(eth0.saddr_v4, Some("192.0.2.1".parse().unwrap()));
         assert_eq!(eth0.saddr_v6, Some("2001:db8::1".parse().unwrap()));
-        let tun0 = all.iter().find(|interface| interface.name == "tun0").unwrap();
+        let tun0 = all
+            .iter()
+            .find(|interface| interface.name == "tun0")
+            .unwrap();
         assert!(tun0.l3 && tun0.mac.is_none() && tun0.saddr_v4.is_none());
     }
 
     #[test]
     fn default_addresses_are_those_of_the_default_route() {
-        let expected: Vec<std::net::IpAddr> = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let expected: Vec<std::net::IpAddr> =
+            vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         assert_eq!(node().default_addresses(), expected);
     }
 }

@@ -62,7 +62,10 @@ impl Address {
 
     /// May be a source address for others.
     pub const fn is_preferred(&self) -> bool {
-        self.scope == 0 && self.flags & (Self::SECONDARY | Self::DAD_FAILED | Self::DEPRECATED | Self::TENTATIVE) == 0
+        self.scope == 0
+            && self.flags
+                & (Self::SECONDARY | Self::DAD_FAILED | Self::DEPRECATED | Self::TENTATIVE)
+                == 0
     }
 }
 
@@ -85,7 +88,10 @@ impl Snapshot {
         Ok(Snapshot {
             links: links.iter().filter_map(link).collect(),
             addresses: addresses.iter().filter_map(address).collect(),
-            default_links: [default_link(socket, libc::AF_INET)?, default_link(socket, libc::AF_INET6)?],
+            default_links: [
+                default_link(socket, libc::AF_INET)?,
+                default_link(socket, libc::AF_INET6)?,
+            ],
         })
     }
 
@@ -99,13 +105,19 @@ impl Snapshot {
 
     /// Preferred source address of an interface.
     pub fn source(&self, ifindex: u32, v6: bool) -> Option<IpAddr> {
-        let mut here = self.addresses.iter().filter(|address| address.ifindex == ifindex && address.addr.is_ipv6() == v6);
-        here.find(|address| address.is_preferred()).map(|address| address.addr)
+        let mut here = self
+            .addresses
+            .iter()
+            .filter(|address| address.ifindex == ifindex && address.addr.is_ipv6() == v6);
+        here.find(|address| address.is_preferred())
+            .map(|address| address.addr)
     }
 
     /// Addresses of the default-route interfaces: IPv4's, then IPv6's.
     pub fn default_addresses(&self) -> Vec<IpAddr> {
-        let of = |v6: bool| self.default_links[usize::from(v6)].and_then(|ifindex| self.source(ifindex, v6));
+        let of = |v6: bool| {
+            self.default_links[usize::from(v6)].and_then(|ifindex| self.source(ifindex, v6))
+        };
         [of(false), of(true)].into_iter().flatten().collect()
     }
 }
@@ -135,7 +147,12 @@ fn link(message: &Message) -> Option<Link> {
             4 => link.mtu = u32_at(value, 0)?,
             5 => link.lower = u32_at(value, 0).filter(|lower| *lower != 0),
             10 => link.master = u32_at(value, 0).filter(|master| *master != 0),
-            18 => link.kind = attrs(value, 0).find(|(kind, _)| *kind == 1).map(|(_, value)| text(value)).unwrap_or_default(),
+            18 => {
+                link.kind = attrs(value, 0)
+                    .find(|(kind, _)| *kind == 1)
+                    .map(|(_, value)| text(value))
+                    .unwrap_or_default()
+            }
             37 => link.lower_elsewhere = true,
             _ => {}
         }
@@ -156,7 +173,12 @@ fn address(message: &Message) -> Option<Address> {
             _ => {}
         }
     }
-    Some(Address { ifindex: u32_at(body, 4)?, addr: local.or(other)?, scope: *body.get(3)?, flags })
+    Some(Address {
+        ifindex: u32_at(body, 4)?,
+        addr: local.or(other)?,
+        scope: *body.get(3)?,
+        flags,
+    })
 }
 
 fn ip(bytes: &[u8]) -> Option<IpAddr> {
@@ -172,7 +194,11 @@ fn default_link(socket: &mut Socket, family: i32) -> io::Result<Option<u32>> {
     let mut fixed = [0u8; 12];
     fixed[0] = u8::try_from(family).map_err(io::Error::other)?;
     let routes = socket.dump(RTM_GETROUTE, &Request::new(&fixed))?;
-    Ok(routes.iter().filter_map(default_route).min().map(|(_, ifindex)| ifindex))
+    Ok(routes
+        .iter()
+        .filter_map(default_route)
+        .min()
+        .map(|(_, ifindex)| ifindex))
 }
 
 /// (metric, ifindex) of a unicast default route of the main table.
@@ -206,7 +232,11 @@ mod tests {
         fixed[7] = libc::RTN_UNICAST;
         let route = |fixed: [u8; 12]| Message {
             kind: RTM_NEWROUTE,
-            body: Request::new(&fixed).attr(4, &7u32.to_ne_bytes()).attr(6, &100u32.to_ne_bytes()).as_bytes().to_vec(),
+            body: Request::new(&fixed)
+                .attr(4, &7u32.to_ne_bytes())
+                .attr(6, &100u32.to_ne_bytes())
+                .as_bytes()
+                .to_vec(),
         };
         assert_eq!(default_route(&route(fixed)), Some((100, 7)));
         assert!(is_relevant(&route(fixed)));

@@ -50,7 +50,9 @@ impl Direction {
 #[derive(Debug, thiserror::Error)]
 pub enum ClsactError {
     /// Somebody's `ingress` qdisc is there.
-    #[error("somebody else's ingress qdisc excludes clsact, and without egress replies could not be restored; remove it, or use a kernel with TCX (6.6)")]
+    #[error(
+        "somebody else's ingress qdisc excludes clsact, and without egress replies could not be restored; remove it, or use a kernel with TCX (6.6)"
+    )]
     IngressQdisc,
     /// Anything else.
     #[error("cannot {what}")]
@@ -77,7 +79,13 @@ const fn filter_info(priority: u32) -> u32 {
 }
 
 /// Attaches a program, replacing ours if it is there. Makes the qdisc if there is none.
-pub fn attach(socket: &mut Socket, ifindex: u32, direction: Direction, program: BorrowedFd<'_>, name: &str) -> Result<(), ClsactError> {
+pub fn attach(
+    socket: &mut Socket,
+    ifindex: u32,
+    direction: Direction,
+    program: BorrowedFd<'_>,
+    name: &str,
+) -> Result<(), ClsactError> {
     ensure_clsact(socket, ifindex)?;
     let options = Request::nested()
         .attr(TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes())
@@ -88,17 +96,29 @@ pub fn attach(socket: &mut Socket, ifindex: u32, direction: Direction, program: 
         .attr(TCA_OPTIONS, options.as_bytes());
     socket
         .request(RTM_NEWTFILTER, CREATE | REPLACE, &request)
-        .map_err(|source| ClsactError::Io { what: "attach the filter", source })
+        .map_err(|source| ClsactError::Io {
+            what: "attach the filter",
+            source,
+        })
 }
 
 fn ensure_clsact(socket: &mut Socket, ifindex: u32) -> Result<(), ClsactError> {
-    match qdisc_at_ingress(socket, ifindex).map_err(|source| ClsactError::Io { what: "list the qdiscs", source })?.as_deref() {
+    match qdisc_at_ingress(socket, ifindex)
+        .map_err(|source| ClsactError::Io {
+            what: "list the qdiscs",
+            source,
+        })?
+        .as_deref()
+    {
         Some("clsact") => Ok(()),
         Some(_) => Err(ClsactError::IngressQdisc),
         None => {
             let request = tcmsg(ifindex, QDISC_HANDLE, CLSACT, 0).attr(TCA_KIND, b"clsact\0");
             let made = socket.request(RTM_NEWQDISC, CREATE | EXCL, &request);
-            made.map_err(|source| ClsactError::Io { what: "make the qdisc clsact", source })
+            made.map_err(|source| ClsactError::Io {
+                what: "make the qdisc clsact",
+                source,
+            })
         }
     }
 }
@@ -106,23 +126,43 @@ fn ensure_clsact(socket: &mut Socket, ifindex: u32) -> Result<(), ClsactError> {
 /// Kind of the qdisc in the place of `ingress` and `clsact`.
 fn qdisc_at_ingress(socket: &mut Socket, ifindex: u32) -> io::Result<Option<String>> {
     let all = socket.dump(RTM_GETQDISC, &tcmsg(ifindex, 0, 0, 0))?;
-    let here = all.iter().filter(|qdisc| u32_at(&qdisc.body, 4) == Some(ifindex) && u32_at(&qdisc.body, 8) == Some(QDISC_HANDLE));
-    Ok(here.filter_map(|qdisc| attrs(&qdisc.body, TCMSG).find(|(kind, _)| *kind == TCA_KIND)).map(|(_, value)| text(value)).next())
+    let here = all.iter().filter(|qdisc| {
+        u32_at(&qdisc.body, 4) == Some(ifindex) && u32_at(&qdisc.body, 8) == Some(QDISC_HANDLE)
+    });
+    Ok(here
+        .filter_map(|qdisc| attrs(&qdisc.body, TCMSG).find(|(kind, _)| *kind == TCA_KIND))
+        .map(|(_, value)| text(value))
+        .next())
 }
 
 /// Id of the program of our filter, if it is there.
-pub fn attached(socket: &mut Socket, ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
+pub fn attached(
+    socket: &mut Socket,
+    ifindex: u32,
+    direction: Direction,
+) -> io::Result<Option<u32>> {
     let filters = match socket.dump(RTM_GETTFILTER, &tcmsg(ifindex, 0, direction.parent(), 0)) {
         Ok(filters) => filters,
         // No such parent: no clsact.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
-    for filter in filters.iter().filter(|filter| u32_at(&filter.body, 16).is_some_and(|info| info >> 16 == PRIORITY)) {
-        let Some((_, options)) = attrs(&filter.body, TCMSG).find(|(kind, _)| *kind == TCA_OPTIONS) else { continue };
-        let ours = attrs(options, 0).any(|(kind, value)| kind == TCA_BPF_NAME && text(value).starts_with(NAME_PREFIX));
+    for filter in filters
+        .iter()
+        .filter(|filter| u32_at(&filter.body, 16).is_some_and(|info| info >> 16 == PRIORITY))
+    {
+        let Some((_, options)) = attrs(&filter.body, TCMSG).find(|(kind, _)| *kind == TCA_OPTIONS)
+        else {
+            continue;
+        };
+        let ours = attrs(options, 0)
+            .any(|(kind, value)| kind == TCA_BPF_NAME && text(value).starts_with(NAME_PREFIX));
         if ours {
-            return Ok(attrs(options, 0).find(|(kind, _)| *kind == TCA_BPF_ID).and_then(|(_, value)| u32_at(value, 0)));
+            return Ok(attrs(options, 0)
+                .find(|(kind, _)| *kind == TCA_BPF_ID)
+                .and_then(|(_, value)| u32_at(value, 0)));
         }
     }
     Ok(None)
@@ -133,6 +173,7 @@ pub fn detach(socket: &mut Socket, ifindex: u32, direction: Direction) -> io::Re
     if attached(socket, ifindex, direction)?.is_none() {
         return Ok(false);
     }
-    let request = tcmsg(ifindex, HANDLE, direction.parent(), filter_info(PRIORITY)).attr(TCA_KIND, b"bpf\0");
+    let request =
+        tcmsg(ifindex, HANDLE, direction.parent(), filter_info(PRIORITY)).attr(TCA_KIND, b"bpf\0");
     socket.request(RTM_DELTFILTER, 0, &request).map(|()| true)
 }

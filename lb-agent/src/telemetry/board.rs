@@ -110,9 +110,16 @@ impl Board {
         let mut all: Vec<(PortKey, u32)> = Vec::new();
         loop {
             let names = lock(&self.names);
-            let from = all.last().map_or(Bound::Unbounded, |(last, _)| Bound::Excluded(last.clone()));
+            let from = all
+                .last()
+                .map_or(Bound::Unbounded, |(last, _)| Bound::Excluded(last.clone()));
             let before = all.len();
-            all.extend(names.range((from, Bound::Unbounded)).take(PAGE).map(|(port, id)| (port.clone(), *id)));
+            all.extend(
+                names
+                    .range((from, Bound::Unbounded))
+                    .take(PAGE)
+                    .map(|(port, id)| (port.clone(), *id)),
+            );
             if all.len() - before < PAGE {
                 return all;
             }
@@ -128,7 +135,10 @@ impl Board {
     }
     /// Broken manifest files.
     pub fn manifest_problems(&self) -> Vec<ManifestProblem> {
-        let list = lock(&self.problems).as_ref().map(ManifestProblems::list).unwrap_or_default();
+        let list = lock(&self.problems)
+            .as_ref()
+            .map(ManifestProblems::list)
+            .unwrap_or_default();
         list.into_iter()
             .map(|problem| ManifestProblem {
                 file: problem.file,
@@ -217,7 +227,10 @@ mod tests {
         board.set_unserved(&BTreeMap::from([(port(2), lacking)]));
         let mut state = State::default();
         board.fill(&mut state);
-        assert_eq!((state.services[0].id, state.services[0].full().as_str()), (7, "shop/s00001"));
+        assert_eq!(
+            (state.services[0].id, state.services[0].full().as_str()),
+            (7, "shop/s00001")
+        );
         assert_eq!(state.unserved[0].service, "shop/s00002/UDP");
         assert_eq!(state.unserved[0].map.as_deref(), Some("services_v6"));
     }

@@ -131,7 +131,10 @@ impl Record {
             SocketAddr::new(ip, u16::from_be_bytes([bytes[port], bytes[port + 1]]))
         };
         let ifindex = std::array::from_fn(|i| bytes[offset_of!(Event, ifindex) + i]);
-        let backend = socket(offset_of!(Event, backend_addr), offset_of!(Event, backend_port));
+        let backend = socket(
+            offset_of!(Event, backend_addr),
+            offset_of!(Event, backend_port),
+        );
         Some(Record {
             kind: kind(bytes[offset_of!(Event, kind)])?,
             reason: DropReason::from_number(u32::from(bytes[offset_of!(Event, reason)])),
@@ -195,7 +198,8 @@ mod tests {
 
     fn bytes(event: &Event) -> Vec<u8> {
         // SAFETY: a live `Event`, `repr(C)` without hidden padding.
-        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size_of::<Event>()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(event).cast(), size_of::<Event>()) }
+            .to_vec()
     }
 
     #[test]
@@ -207,7 +211,8 @@ mod tests {
             }
         };
         let mut event = Event::new(EventKind::NewFlow);
-        (event.family, event.proto, event.ifindex, event.side) = (4, proto::UDP, 7, Side::PodIn as u8);
+        (event.family, event.proto, event.ifindex, event.side) =
+            (4, proto::UDP, 7, Side::PodIn as u8);
         (event.saddr, event.sport) = (wide([10, 0, 0, 1]), Be16::from_host(4000));
         (event.daddr, event.dport) = (wide([10, 96, 0, 10]), Be16::from_host(53));
         (event.backend_addr, event.backend_port) = (wide([10, 0, 0, 2]), Be16::from_host(5353));
@@ -225,14 +230,20 @@ mod tests {
         let mut event = Event::new(EventKind::Drop);
         (event.family, event.proto, event.reason) = (6, proto::TCP, DropReason::SourceRange as u8);
         let record = Record::decode(&bytes(&event)).unwrap();
-        assert_eq!(record.to_string(), "dropped (source_range) TCP [::]:0 → [::]:0");
+        assert_eq!(
+            record.to_string(),
+            "dropped (source_range) TCP [::]:0 → [::]:0"
+        );
     }
 
     #[test]
     fn a_flood_of_events_is_held_back_a_second() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
-        assert_eq!((0..2 * PER_SECOND).filter(|_| pace.admits(start)).count(), PER_SECOND as usize);
+        assert_eq!(
+            (0..2 * PER_SECOND).filter(|_| pace.admits(start)).count(),
+            PER_SECOND as usize
+        );
         assert!(pace.admits(start + Duration::from_secs(1)));
     }
 }

@@ -13,7 +13,9 @@ pub const EVENTS: &str = "lb_agent::events";
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// `RUST_LOG` cannot be read.
-    #[error("RUST_LOG is no filter; write a level such as `debug`, or `info,lb_agent::events=debug`")]
+    #[error(
+        "RUST_LOG is no filter; write a level such as `debug`, or `info,lb_agent::events=debug`"
+    )]
     Filter(#[source] tracing_subscriber::filter::ParseError),
     /// There is one already.
     #[error("cannot start the log")]
@@ -31,7 +33,10 @@ pub fn init(format: LogFormat) -> Result<(), LogError> {
         .with_writer(std::io::stderr);
     use tracing_subscriber::util::SubscriberInitExt as _;
     match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
+        LogFormat::Text => log
+            .with_ansi(std::io::stderr().is_terminal())
+            .finish()
+            .try_init(),
         LogFormat::Json => log.json().finish().try_init(),
     }
     .map_err(LogError::Start)

@@ -70,7 +70,9 @@ impl CounterValues {
     pub fn read(map: &PerCpuMap<PacketCount>) -> MapResult<CounterValues> {
         let sum = |index: u32| -> MapResult<u64> {
             let cpus = map.lookup(index)?;
-            Ok(cpus.iter().fold(0, |sum, count| sum.wrapping_add(count.packets)))
+            Ok(cpus
+                .iter()
+                .fold(0, |sum, count| sum.wrapping_add(count.packets)))
         };
         let drops = DropReason::ALL
             .iter()
@@ -85,7 +87,11 @@ impl CounterValues {
     }
     /// Appends `lb_drops_total{reason}` and `lb_events_total{event}`.
     pub fn render(&self, out: &mut Text) {
-        out.head("lb_drops_total", "counter", "Packets of Services that were dropped.");
+        out.head(
+            "lb_drops_total",
+            "counter",
+            "Packets of Services that were dropped.",
+        );
         for (reason, count) in &self.drops {
             out.row("lb_drops_total", &[("reason", reason)], count);
         }
@@ -98,7 +104,9 @@ impl CounterValues {
 
 /// Upper bounds of kube-proxy's sync durations: 1 ms, doubled up to 16.384 s.
 fn sync_bounds() -> Vec<f64> {
-    std::iter::successors(Some(0.001), |bound| Some(bound * 2.0)).take(15).collect()
+    std::iter::successors(Some(0.001), |bound| Some(bound * 2.0))
+        .take(15)
+        .collect()
 }
 
 /// Upper bounds of kube-proxy's network programming latency: 0.25 s to 5 minutes.
@@ -106,12 +114,19 @@ fn programming_bounds() -> Vec<f64> {
     let minute = (1..60).map(f64::from);
     let two = (60..120).step_by(5).map(f64::from);
     let rest = (120..=300).step_by(30).map(f64::from);
-    [0.25, 0.5].into_iter().chain(minute).chain(two).chain(rest).collect()
+    [0.25, 0.5]
+        .into_iter()
+        .chain(minute)
+        .chain(two)
+        .chain(rest)
+        .collect()
 }
 
 /// Upper bounds of our own updates: 0.1 ms to 2.5 s.
 fn update_bounds() -> Vec<f64> {
-    let steps = [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+    let steps = [
+        1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    ];
     steps.to_vec()
 }
 
@@ -139,10 +154,18 @@ impl Histogram {
     }
     fn render(&self, out: &mut Text, name: &str, labels: &[(&str, &str)]) {
         let mut total = 0;
-        let ends = self.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
+        let ends = self
+            .bounds
+            .iter()
+            .map(f64::to_string)
+            .chain(["+Inf".to_owned()]);
         for (end, count) in ends.zip(&self.counts) {
             total += count;
-            let labels: Vec<_> = labels.iter().copied().chain([("le", end.as_str())]).collect();
+            let labels: Vec<_> = labels
+                .iter()
+                .copied()
+                .chain([("le", end.as_str())])
+                .collect();
             out.row(&format!("{name}_bucket"), &labels, total);
         }
         out.row(&format!("{name}_sum"), labels, self.sum);
@@ -228,7 +251,9 @@ impl Metrics {
     /// Time from the change of an EndpointSlice (its annotation `last-change-trigger-time`) to the maps; manifests
     /// that people write have no such annotation.
     pub fn programmed(&self, family: IpFamily, took: Duration) {
-        self.inner().passes[family.index()].programming.observe(took);
+        self.inner().passes[family.index()]
+            .programming
+            .observe(took);
     }
     /// Changes of slices and Services arrived.
     pub fn changes_arrived(&self, slices: usize, services: usize) {
@@ -251,7 +276,9 @@ impl Metrics {
     }
     /// Entries of a map, and how many fit.
     pub fn map_entries(&self, map: &'static str, entries: usize, max: usize) {
-        self.inner().entries.insert(map, (entries as u64, max as u64));
+        self.inner()
+            .entries
+            .insert(map, (entries as u64, max as u64));
     }
     /// One more service port did not fit into a map.
     pub fn map_full(&self, map: &'static str) {
@@ -265,12 +292,20 @@ impl Metrics {
         let name = "kubeproxy_sync_proxy_rules_duration_seconds";
         out.head(name, "histogram", "Time of a pass.");
         for (family, passes) in families() {
-            passes.duration.render(out, name, &[("ip_family", family.name())]);
+            passes
+                .duration
+                .render(out, name, &[("ip_family", family.name())]);
         }
         let name = "kubeproxy_network_programming_duration_seconds";
-        out.head(name, "histogram", "Time from the change of an EndpointSlice to the maps.");
+        out.head(
+            name,
+            "histogram",
+            "Time from the change of an EndpointSlice to the maps.",
+        );
         for (family, passes) in families() {
-            passes.programming.render(out, name, &[("ip_family", family.name())]);
+            passes
+                .programming
+                .render(out, name, &[("ip_family", family.name())]);
         }
         let name = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
         out.head(name, "gauge", "When the last pass succeeded.");
@@ -280,33 +315,68 @@ impl Metrics {
         let name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds";
         out.head(name, "gauge", "When a pass was last asked for.");
         for (family, passes) in families() {
-            out.row(name, &[("ip_family", family.name())], unix(passes.last_queued));
+            out.row(
+                name,
+                &[("ip_family", family.name())],
+                unix(passes.last_queued),
+            );
         }
-        for (what, changes) in [("endpoint", inner.endpoint_changes), ("service", inner.service_changes)] {
+        for (what, changes) in [
+            ("endpoint", inner.endpoint_changes),
+            ("service", inner.service_changes),
+        ] {
             let name = format!("kubeproxy_sync_proxy_rules_{what}_changes");
-            out.head(&format!("{name}_pending"), "gauge", "Changes since the last pass.");
+            out.head(
+                &format!("{name}_pending"),
+                "gauge",
+                "Changes since the last pass.",
+            );
             out.row(&format!("{name}_pending"), &[], changes.pending);
             out.head(&format!("{name}_total"), "counter", "Changes.");
             out.row(&format!("{name}_total"), &[], changes.total);
         }
         let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
-        out.head(name, "gauge", "Service ports with policy Local that have endpoints on other nodes only.");
+        out.head(
+            name,
+            "gauge",
+            "Service ports with policy Local that have endpoints on other nodes only.",
+        );
         for (family, passes) in families() {
             for (policy, count) in ["internal", "external"].into_iter().zip(passes.no_local) {
-                out.row(name, &[("traffic_policy", policy), ("ip_family", family.name())], count);
+                out.row(
+                    name,
+                    &[("traffic_policy", policy), ("ip_family", family.name())],
+                    count,
+                );
             }
         }
-        out.head("lb_update_seconds", "histogram", "Time from the arrival of changed objects to the maps.");
+        out.head(
+            "lb_update_seconds",
+            "histogram",
+            "Time from the arrival of changed objects to the maps.",
+        );
         inner.update.render(out, "lb_update_seconds", &[]);
-        out.head("lb_map_entries", "gauge", "Entries of a map; of selection: rows.");
+        out.head(
+            "lb_map_entries",
+            "gauge",
+            "Entries of a map; of selection: rows.",
+        );
         for (map, (entries, _)) in &inner.entries {
             out.row("lb_map_entries", &[("map", map)], entries);
         }
-        out.head("lb_map_max_entries", "gauge", "Most entries of a map; of selection: rows.");
+        out.head(
+            "lb_map_max_entries",
+            "gauge",
+            "Most entries of a map; of selection: rows.",
+        );
         for (map, (_, max)) in &inner.entries {
             out.row("lb_map_max_entries", &[("map", map)], max);
         }
-        out.head("lb_map_full_total", "counter", "Service ports that found no room in a map.");
+        out.head(
+            "lb_map_full_total",
+            "counter",
+            "Service ports that found no room in a map.",
+        );
         for map in inner.entries.keys() {
             let count = inner.full.get(map).copied().unwrap_or(0);
             out.row("lb_map_full_total", &[("map", map)], count);
@@ -317,9 +387,21 @@ impl Metrics {
 /// Appends traffic by service port; ports that never had any are left out.
 pub fn render_services(out: &mut Text, services: &[(PortKey, ServiceStats)]) {
     let count: [(&str, &str, fn(&ServiceStats) -> u64); 3] = [
-        ("lb_service_flows_total", "New flows of a service port.", |stats| stats.flows),
-        ("lb_service_packets_total", "Packets of a service port, client to backend.", |stats| stats.packets),
-        ("lb_service_bytes_total", "Bytes of a service port, client to backend.", |stats| stats.bytes),
+        (
+            "lb_service_flows_total",
+            "New flows of a service port.",
+            |stats| stats.flows,
+        ),
+        (
+            "lb_service_packets_total",
+            "Packets of a service port, client to backend.",
+            |stats| stats.packets,
+        ),
+        (
+            "lb_service_bytes_total",
+            "Bytes of a service port, client to backend.",
+            |stats| stats.bytes,
+        ),
     ];
     for (name, help, count) in count {
         out.head(name, "counter", help);
@@ -331,7 +413,11 @@ pub fn render_services(out: &mut Text, services: &[(PortKey, ServiceStats)]) {
 
 /// Appends service ports that are not, or not fully, served.
 pub fn render_unserved(out: &mut Text, unserved: &BTreeMap<PortKey, Lacking>) {
-    out.head("lb_service_unserved", "gauge", "A service port that is not in the maps as wanted; map: the full one.");
+    out.head(
+        "lb_service_unserved",
+        "gauge",
+        "A service port that is not in the maps as wanted; map: the full one.",
+    );
     for (port, lacking) in unserved {
         let map = [("map", lacking.map.unwrap_or_default())];
         let labels: Vec<_> = port_labels(port).into_iter().chain(map).collect();
@@ -356,11 +442,28 @@ fn unix(at: Option<SystemTime>) -> f64 {
 
 /// The agent's own process: what dashboards of Kubernetes ask for.
 pub fn render_process(out: &mut Text) {
-    let Some(process) = Process::read() else { return };
+    let Some(process) = Process::read() else {
+        return;
+    };
     let rows = [
-        ("process_cpu_seconds_total", "counter", "CPU time of the agent.", process.cpu_seconds),
-        ("process_resident_memory_bytes", "gauge", "Resident memory of the agent.", process.resident_bytes),
-        ("process_start_time_seconds", "gauge", "When the agent started.", process.start_seconds),
+        (
+            "process_cpu_seconds_total",
+            "counter",
+            "CPU time of the agent.",
+            process.cpu_seconds,
+        ),
+        (
+            "process_resident_memory_bytes",
+            "gauge",
+            "Resident memory of the agent.",
+            process.resident_bytes,
+        ),
+        (
+            "process_start_time_seconds",
+            "gauge",
+            "When the agent started.",
+            process.start_seconds,
+        ),
     ];
     for (name, kind, help, value) in rows {
         out.head(name, kind, help);
@@ -379,11 +482,23 @@ impl Process {
         // Clock ticks of /proc are a hundredth of a second on every machine that Linux supports.
         const TICKS: f64 = 100.0;
         let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        let fields: Vec<f64> = stat.rsplit_once(')')?.1.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect();
+        let fields: Vec<f64> = stat
+            .rsplit_once(')')?
+            .1
+            .split_whitespace()
+            .map(|field| field.parse().unwrap_or(0.0))
+            .collect();
         let boot = std::fs::read_to_string("/proc/stat").ok()?;
-        let boot: f64 = boot.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+        let boot: f64 = boot
+            .lines()
+            .find_map(|line| line.strip_prefix("btime "))?
+            .trim()
+            .parse()
+            .ok()?;
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
         let resident: f64 = resident.trim().strip_suffix(" kB")?.parse().ok()?;
         // Fields count from the state, which is number 3 in proc(5): 14 utime, 15 stime, 22 starttime.
         Some(Process {
@@ -408,7 +523,10 @@ impl Text {
         self.0.push_str(name);
         for (i, (label, text)) in labels.iter().enumerate() {
             self.0.push(if i == 0 { '{' } else { ',' });
-            let text = text.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            let text = text
+                .replace('\\', r"\\")
+                .replace('"', "\\\"")
+                .replace('\n', r"\n");
             self.line(format_args!("{label}=\"{text}\""));
         }
         let close = if labels.is_empty() { "" } else { "}" };
@@ -466,7 +584,10 @@ mod tests {
         assert_eq!(programming.len(), 80);
         assert_eq!(&programming[..4], &[0.25, 0.5, 1.0, 2.0]);
         assert_eq!(&programming[60..63], &[59.0, 60.0, 65.0]);
-        assert_eq!(&programming[72..], &[115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]);
+        assert_eq!(
+            &programming[72..],
+            &[115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]
+        );
     }
 
     #[test]
@@ -509,7 +630,11 @@ mod tests {
         let mut out = Text::default();
         metrics.render(&mut out);
         let out = out.into_string();
-        assert!(out.contains("endpoint_changes_pending 0\n") && out.contains("endpoint_changes_total 3\n"), "{out}");
+        assert!(
+            out.contains("endpoint_changes_pending 0\n")
+                && out.contains("endpoint_changes_total 3\n"),
+            "{out}"
+        );
     }
 
     #[test]

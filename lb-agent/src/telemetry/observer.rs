@@ -67,10 +67,18 @@ impl Observer {
 
     /// Objects arrived; the answer goes to [`Observer::applied`].
     pub fn arrived(&self, events: &[ObjectEvent]) -> Instant {
-        let slices = events.iter().filter(|event| matches!(event, ObjectEvent::Slice(..))).count();
-        let services = events.iter().filter(|event| matches!(event, ObjectEvent::Service(..))).count();
+        let slices = events
+            .iter()
+            .filter(|event| matches!(event, ObjectEvent::Slice(..)))
+            .count();
+        let services = events
+            .iter()
+            .filter(|event| matches!(event, ObjectEvent::Service(..)))
+            .count();
         // A Service is a change for each family (semantics 23.4).
-        self.shared.metrics.changes_arrived(slices, services * IpFamily::BOTH.len());
+        self.shared
+            .metrics
+            .changes_arrived(slices, services * IpFamily::BOTH.len());
         self.begin()
     }
 
@@ -83,7 +91,14 @@ impl Observer {
     }
 
     /// A step was written to the maps.
-    pub fn applied(&mut self, what: &str, begun: Instant, changes: &[Change], report: &ApplyReport, dataplane: &Dataplane<PinnedStore>) {
+    pub fn applied(
+        &mut self,
+        what: &str,
+        begun: Instant,
+        changes: &[Change],
+        report: &ApplyReport,
+        dataplane: &Dataplane<PinnedStore>,
+    ) {
         let took = begun.elapsed();
         for family in IpFamily::BOTH {
             self.shared.metrics.passed(family, took);
@@ -98,7 +113,9 @@ impl Observer {
         if has_local_policy {
             for family in IpFamily::BOTH {
                 let [internal, external] = &self.no_local[family.index()];
-                self.shared.metrics.no_local_endpoints(family, internal.len(), external.len());
+                self.shared
+                    .metrics
+                    .no_local_endpoints(family, internal.len(), external.len());
             }
         }
         let keys = changes.iter().map(|change| match change {
@@ -126,7 +143,10 @@ impl Observer {
             }
             if let Some(port) = error.port() {
                 let map = error.full_map();
-                unserved.entry(port.clone()).or_insert(Lacking { map, message: message.clone() });
+                unserved.entry(port.clone()).or_insert(Lacking {
+                    map,
+                    message: message.clone(),
+                });
             }
             errors.insert(message);
         }
@@ -142,16 +162,30 @@ impl Observer {
                 self.shared.metrics.map_full(map);
             }
         }
-        for port in self.unserved.keys().filter(|port| !unserved.contains_key(port)) {
-            tracing::info!("service port {} ({}) has found its room", port.name, port.family.name());
+        for port in self
+            .unserved
+            .keys()
+            .filter(|port| !unserved.contains_key(port))
+        {
+            tracing::info!(
+                "service port {} ({}) has found its room",
+                port.name,
+                port.family.name()
+            );
         }
         self.shared.board.set_unserved(&unserved);
         self.unserved = unserved;
     }
 
     /// Service ports get their ids.
-    fn name<'a>(&mut self, keys: impl Iterator<Item = &'a PortKey>, dataplane: &Dataplane<PinnedStore>) {
-        let ids: Vec<_> = keys.map(|key| (key.clone(), dataplane.service_id(key))).collect();
+    fn name<'a>(
+        &mut self,
+        keys: impl Iterator<Item = &'a PortKey>,
+        dataplane: &Dataplane<PinnedStore>,
+    ) {
+        let ids: Vec<_> = keys
+            .map(|key| (key.clone(), dataplane.service_id(key)))
+            .collect();
         for (key, id) in &ids {
             match id {
                 Some(_) => self.nameless.remove(key),
@@ -169,14 +203,20 @@ impl Observer {
         };
         let mut differs = false;
         for (ports, lacks) in self.no_local[key.family.index()].iter_mut().zip(lacks) {
-            differs |= if lacks { ports.insert(key.clone()) } else { ports.remove(key) };
+            differs |= if lacks {
+                ports.insert(key.clone())
+            } else {
+                ports.remove(key)
+            };
         }
         differs
     }
 
     /// The interfaces are served anew.
     pub fn interfaces<'a>(&self, states: impl Iterator<Item = &'a InterfaceState>) {
-        self.shared.board.set_interfaces(states.map(interface).collect());
+        self.shared
+            .board
+            .set_interfaces(states.map(interface).collect());
     }
 
     /// Socket hooks that are not attached.
@@ -202,27 +242,64 @@ impl Observer {
 
     /// Once a second: what is too long for every step. `flows` are the entries of `flows_v4`, `openings_v4`,
     /// `flows_v6`, `openings_v6`.
-    pub fn tick(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>, flows: [usize; 4]) {
+    pub fn tick(
+        &mut self,
+        desired: &Desired,
+        dataplane: &Dataplane<PinnedStore>,
+        flows: [usize; 4],
+    ) {
         use lb_common::names::maps;
-        let (usage, room, pins) = (dataplane.usage(), dataplane.store().capacities(), dataplane.store().maps());
+        let (usage, room, pins) = (
+            dataplane.usage(),
+            dataplane.store().capacities(),
+            dataplane.store().maps(),
+        );
         let metrics = &self.shared.metrics;
         for i in 0..2 {
-            metrics.map_entries(maps::SERVICES[i], usage.frontends[i], room.max_services as usize);
-            metrics.map_entries(maps::BACKENDS[i], usage.backends[i], room.max_backends as usize);
+            metrics.map_entries(
+                maps::SERVICES[i],
+                usage.frontends[i],
+                room.max_services as usize,
+            );
+            metrics.map_entries(
+                maps::BACKENDS[i],
+                usage.backends[i],
+                room.max_backends as usize,
+            );
             metrics.map_entries(maps::FLOWS[i], flows[2 * i], room.max_flows as usize);
         }
-        metrics.map_entries(maps::OPENINGS[0], flows[1], pins.v4.openings.max_entries() as usize);
-        metrics.map_entries(maps::OPENINGS[1], flows[3], pins.v6.openings.max_entries() as usize);
-        metrics.map_entries(maps::SERVICE_STATS, usage.service_ports, pins.service_stats.max_entries() as usize);
-        metrics.map_entries(maps::SELECTION, usage.rows as usize, room.selection_rows as usize);
+        metrics.map_entries(
+            maps::OPENINGS[0],
+            flows[1],
+            pins.v4.openings.max_entries() as usize,
+        );
+        metrics.map_entries(
+            maps::OPENINGS[1],
+            flows[3],
+            pins.v6.openings.max_entries() as usize,
+        );
+        metrics.map_entries(
+            maps::SERVICE_STATS,
+            usage.service_ports,
+            pins.service_stats.max_entries() as usize,
+        );
+        metrics.map_entries(
+            maps::SELECTION,
+            usage.rows as usize,
+            room.selection_rows as usize,
+        );
         if std::mem::take(&mut self.are_warnings_stale) {
             let conflicts = desired.conflicts().take(SHOWN).map(conflict).collect();
             let warning = |key: &crate::kube::objects::Key, text: &String| Warning {
                 service: key.to_string(),
                 message: text.clone(),
             };
-            let warnings = desired.problems().flat_map(|(key, texts)| texts.iter().map(move |text| warning(key, text)));
-            self.shared.board.set_warnings(conflicts, warnings.take(SHOWN).collect());
+            let warnings = desired
+                .problems()
+                .flat_map(|(key, texts)| texts.iter().map(move |text| warning(key, text)));
+            self.shared
+                .board
+                .set_warnings(conflicts, warnings.take(SHOWN).collect());
         }
     }
 }
@@ -240,13 +317,18 @@ fn conflict(conflict: desired::Conflict) -> Conflict {
         frontend: SocketAddr::new(frontend.addr, frontend.port).to_string(),
         protocol: frontend.protocol.name().to_owned(),
         winner: conflict.winner.name.to_string(),
-        losers: conflict.losers.iter().map(|port| port.name.to_string()).collect(),
+        losers: conflict
+            .losers
+            .iter()
+            .map(|port| port.name.to_string())
+            .collect(),
     }
 }
 
 fn interface(state: &InterfaceState) -> InterfaceReport {
     let pod = state.interface.role == InterfaceRole::Pod;
-    let ok = |result: &Result<&'static str, String>| result.as_ref().ok().map(|mode| (*mode).to_owned());
+    let ok =
+        |result: &Result<&'static str, String>| result.as_ref().ok().map(|mode| (*mode).to_owned());
     InterfaceReport {
         ifindex: state.interface.ifindex,
         name: state.interface.name.clone(),
@@ -301,7 +383,11 @@ mod tests {
             external_local: true,
             affinity_secs: 0,
             source_ranges: Vec::new(),
-            endpoints: if has_endpoints { vec![endpoint] } else { Vec::new() },
+            endpoints: if has_endpoints {
+                vec![endpoint]
+            } else {
+                Vec::new()
+            },
             has_endpoints,
             external: true,
         })

@@ -34,22 +34,30 @@ impl Telemetry {
     pub fn start(config: &Config) -> io::Result<Telemetry> {
         let shared: Arc<Shared> = Arc::default();
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let mut writer = Writer::new(&config.bpffs, &config.node_name, shared.clone());
         let served = shared.clone();
         let (health, metrics) = (config.healthz, config.metrics);
-        let thread = thread::Builder::new().name("telemetry".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                tokio::spawn(health::serve(health, metrics, served));
-                tokio::select! {
-                    () = writer.follow() => {}
-                    // An error means that the other side is gone: the agent failed.
-                    _ = stopped => {}
-                }
-                writer.end();
-            });
-        })?;
-        Ok(Telemetry { shared, stop, thread })
+        let thread = thread::Builder::new()
+            .name("telemetry".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::spawn(health::serve(health, metrics, served));
+                    tokio::select! {
+                        () = writer.follow() => {}
+                        // An error means that the other side is gone: the agent failed.
+                        _ = stopped => {}
+                    }
+                    writer.end();
+                });
+            })?;
+        Ok(Telemetry {
+            shared,
+            stop,
+            thread,
+        })
     }
 
     /// What the loop tells it.
@@ -98,7 +106,9 @@ impl Writer {
         };
         match writer.file.lock() {
             Ok(Some(lock)) => writer._lock = Some(lock),
-            Ok(None) => tracing::warn!(bpffs = %bpffs.display(), "another agent runs with the same bpffs: both write the same maps; stop one"),
+            Ok(None) => {
+                tracing::warn!(bpffs = %bpffs.display(), "another agent runs with the same bpffs: both write the same maps; stop one")
+            }
             Err(error) => writer.failed(&error),
         }
         writer

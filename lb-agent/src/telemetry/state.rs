@@ -196,7 +196,8 @@ pub struct StateFile {
 impl StateFile {
     /// Of the agent that uses this mount of the bpf filesystem.
     pub fn of(bpffs: &Path) -> StateFile {
-        let dir = std::env::var_os(RUN_DIR_VARIABLE).map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
+        let dir = std::env::var_os(RUN_DIR_VARIABLE)
+            .map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
         StateFile::within(&dir, bpffs)
     }
 
@@ -314,8 +315,15 @@ pub struct Names(HashMap<u32, ServiceName>);
 impl Names {
     /// From a state; empty without one.
     pub fn new(state: Option<&State>) -> Names {
-        let services = state.map(|state| state.services.as_slice()).unwrap_or_default();
-        Names(services.iter().map(|name| (name.id, name.clone())).collect())
+        let services = state
+            .map(|state| state.services.as_slice())
+            .unwrap_or_default();
+        Names(
+            services
+                .iter()
+                .map(|name| (name.id, name.clone()))
+                .collect(),
+        )
     }
     /// The name of a service port.
     pub fn name(&self, id: u32) -> Option<&ServiceName> {
@@ -323,7 +331,9 @@ impl Names {
     }
     /// `namespace/name:port`, or the id where the name is not known.
     pub fn full(&self, id: u32) -> String {
-        self.0.get(&id).map_or_else(|| format!("id {id}"), ServiceName::full)
+        self.0
+            .get(&id)
+            .map_or_else(|| format!("id {id}"), ServiceName::full)
     }
     /// Whether no name is known.
     pub fn is_empty(&self) -> bool {
@@ -376,7 +386,10 @@ mod tests {
         file.write(&state).unwrap();
         assert_eq!(file.read().unwrap(), Some(state.clone()));
         let names = Names::new(Some(&state));
-        assert_eq!((names.full(3).as_str(), names.full(4).as_str()), ("shop/web:http", "id 4"));
+        assert_eq!(
+            (names.full(3).as_str(), names.full(4).as_str()),
+            ("shop/web:http", "id 4")
+        );
         fs::write(file.path(), r#"{"node": "b", "of_tomorrow": 1}"#).unwrap();
         assert_eq!(file.read().unwrap().unwrap().node, "b");
         fs::write(file.path(), "{").unwrap();

@@ -78,6 +78,13 @@ pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
             Ok(Step::Pass)
         };
     }
+    if side == Side::Out
+        && scratch.flow.has(FlowFlags::DIRECT)
+        && !super::is_pod_interface(tables, packet.ifindex())
+    {
+        // See `egress_translate`.
+        return Ok(Step::Pass);
+    }
     let hairpin = scratch.flow.has(FlowFlags::HAIRPIN);
     let mut ports = (scratch.flow.to.sport, scratch.flow.to.dport);
     let which = match side {

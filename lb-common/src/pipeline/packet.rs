@@ -46,6 +46,7 @@ pub struct NextHop {
 }
 
 /// A packet in one hook.
+#[expect(clippy::len_without_is_empty, reason = "a packet is never empty")]
 pub trait PacketBuf {
     /// Shows the header at an offset; `None` where the directly accessible part ends before its end.
     fn header<T: Header>(&self, at: Offset) -> Option<&T>;
