@@ -6,9 +6,11 @@
 
 pub mod agent;
 pub mod bench;
+pub mod cases;
 pub mod demo;
 pub mod echo;
 pub mod manifest;
+pub mod native;
 pub mod netns;
 pub mod packet;
 pub mod prog_run;

@@ -1,0 +1,455 @@
+//! The pipeline without a kernel: a packet in a `Vec`, the maps as hash maps.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use lb_common::abi::{
+    Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow, FlowKey,
+    Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+};
+use lb_common::family::{Address, Family};
+use lb_common::pipeline::ip::Ip;
+use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
+use lb_common::pipeline::rewrite::repair_directly;
+use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
+use lb_common::pipeline::verdict::{Hook, Outcome, Step};
+use lb_common::pipeline::{run_egress, run_ingress};
+use lb_common::wire::checksum::{Diff, fold};
+use lb_common::wire::{Header, W16};
+use lb_common::{V4, V6};
+
+use crate::cases::{At, Store, Verdict, World};
+
+/// Bytes of an skb that are accessible before `linear` is called.
+const LINEAR: usize = 86;
+
+/// A packet in a hook.
+pub struct Packet {
+    /// Its bytes, link-layer header first.
+    pub bytes: Vec<u8>,
+    /// Whether the kernel is still to finish its transport checksum.
+    pub partial: bool,
+    accessible: usize,
+    ifindex: u32,
+    routes: Rc<RefCell<HashMap<[u32; 4], NextHop>>>,
+}
+
+impl Packet {
+    /// A packet as a hook sees it.
+    pub fn new(bytes: &[u8], at: At, ifindex: u32, maps: &Native) -> Self {
+        let accessible = if at == At::Xdp { bytes.len() } else { LINEAR };
+        Packet {
+            bytes: bytes.to_vec(),
+            partial: maps.partial,
+            accessible,
+            ifindex,
+            routes: maps.routes.clone(),
+        }
+    }
+}
+
+impl PacketBuf for Packet {
+    fn header<T: Header>(&self, at: Offset) -> Option<&T> {
+        let end = self.accessible.min(self.bytes.len());
+        let from = self.bytes[..end].get(at.get() as usize..)?;
+        T::ref_from_prefix(from).ok().map(|(header, _)| header)
+    }
+    fn header_mut<T: Header>(&mut self, at: Offset) -> Option<&mut T> {
+        let end = self.accessible.min(self.bytes.len());
+        let from = self.bytes[..end].get_mut(at.get() as usize..)?;
+        T::mut_from_prefix(from).ok().map(|(header, _)| header)
+    }
+    fn linear(&mut self, len: u32) {
+        self.accessible = self.accessible.max(len as usize);
+    }
+    fn len(&self) -> u32 {
+        u32::try_from(self.bytes.len()).unwrap_or(u32::MAX)
+    }
+    fn set_len(&mut self, len: u32) -> bool {
+        self.bytes.resize(len as usize, 0);
+        // What is added may lie anywhere.
+        self.accessible = LINEAR;
+        true
+    }
+    fn is_partial(&mut self, _check_at: Offset) -> bool {
+        self.partial
+    }
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+    fn repair_checksum<F: Family>(
+        &mut self,
+        at: Offset,
+        addresses: Diff,
+        data: Diff,
+        udp: bool,
+    ) -> bool {
+        if !self.partial {
+            return repair_directly(self, at, addresses.and(data), udp && !F::IS_V6, udp);
+        }
+        let Some(field) = self.header_mut::<W16>(at) else {
+            return false;
+        };
+        let sum = u64::from(field.get().be) + u64::from(addresses.to_u32());
+        field.set(Be16 { be: fold(sum) });
+        true
+    }
+    fn route<F: Family>(
+        &self,
+        _saddr: &F::Addr,
+        daddr: &F::Addr,
+        _proto: u8,
+        _ip_len: u32,
+    ) -> Option<NextHop> {
+        self.routes.borrow().get(&words(daddr)).copied()
+    }
+}
+
+fn words<A: Address>(addr: &A) -> [u32; 4] {
+    [0, 1, 2, 3].map(|i| addr.word(i))
+}
+
+/// A place in a flow table; it outlives its key, as in the kernel.
+#[derive(Clone, Copy)]
+pub struct Entry<F: Family>(&'static Cell<Flow<F>>);
+
+impl<F: Family> Entry<F> {
+    fn new(flow: Flow<F>) -> Self {
+        // A test's few flows may leak.
+        Entry(Box::leak(Box::new(Cell::new(flow))))
+    }
+    fn change(&self, change: impl FnOnce(&mut Flow<F>)) {
+        let mut flow = self.0.get();
+        change(&mut flow);
+        self.0.set(flow);
+    }
+}
+
+impl<F: Family> FlowEntry<F> for Entry<F> {
+    fn read(&self) -> Flow<F> {
+        self.0.get()
+    }
+    fn flags(&self) -> u16 {
+        self.0.get().flags
+    }
+    fn add_flags(&self, flags: u16) {
+        self.change(|flow| flow.flags |= flags);
+    }
+    fn set_stamp(&self, stamp: u32) {
+        self.change(|flow| flow.stamp = stamp);
+    }
+    fn set_next_hop(&self, ifindex: u32, dmac: MacAddr) {
+        self.change(|flow| (flow.ifindex, flow.dmac) = (ifindex, dmac));
+    }
+}
+
+/// The maps of one family.
+pub struct Half<F: Family> {
+    /// `flows_*`.
+    pub flows: RefCell<HashMap<FlowKey<F>, Entry<F>>>,
+    /// `openings_*`.
+    pub openings: RefCell<HashMap<FlowKey<F>, Entry<F>>>,
+    services: HashMap<ServiceKey<F>, Service>,
+    backends: HashMap<u32, Backend<F>>,
+    affinity: RefCell<HashMap<AffinityKey<F>, Affinity>>,
+    ranges: HashSet<(u32, F::Addr)>,
+    fragments: RefCell<HashMap<FragmentKey<F>, Fragment>>,
+    /// Runs once, before the next insertion into `openings_*`: what another CPU does meanwhile.
+    pub race: RefCell<Option<Race<F>>>,
+}
+
+/// What another CPU does between a lookup and an insertion of this one.
+pub type Race<F> = Box<dyn FnOnce(&Half<F>, &FlowKey<F>, &Flow<F>)>;
+
+impl<F: Family> Default for Half<F> {
+    fn default() -> Self {
+        Half {
+            flows: RefCell::default(),
+            openings: RefCell::default(),
+            services: HashMap::new(),
+            backends: HashMap::new(),
+            affinity: RefCell::default(),
+            ranges: HashSet::new(),
+            fragments: RefCell::default(),
+            race: RefCell::default(),
+        }
+    }
+}
+
+fn insert<F: Family>(
+    table: &RefCell<HashMap<FlowKey<F>, Entry<F>>>,
+    key: &FlowKey<F>,
+    flow: &Flow<F>,
+) -> Insert {
+    let mut table = table.borrow_mut();
+    if table.contains_key(key) {
+        return Insert::Exists;
+    }
+    table.insert(*key, Entry::new(*flow));
+    Insert::Done
+}
+
+impl<F: Family> Half<F> {
+    /// Writes an opening, as another CPU.
+    pub fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
+        insert(&self.openings, key, flow)
+    }
+}
+
+/// All maps, clocks and routes of a node.
+#[derive(Default)]
+pub struct Native {
+    /// IPv4.
+    pub v4: Half<V4>,
+    /// IPv6.
+    pub v6: Half<V6>,
+    /// Packets arrive with unfinished transport checksums.
+    pub partial: bool,
+    /// The time in units of stamps.
+    pub stamp: Cell<u32>,
+    /// The time in nanoseconds.
+    pub now_ns: Cell<u64>,
+    /// `flows_*` has no room.
+    pub full: Cell<bool>,
+    refusals: Cell<u32>,
+    config: Config,
+    rows: Vec<u32>,
+    ports: HashSet<(u8, u16)>,
+    direct: RefCell<HashSet<u16>>,
+    interfaces: HashMap<u32, Interface>,
+    devices: HashMap<u32, XdpDevice>,
+    routes: Rc<RefCell<HashMap<[u32; 4], NextHop>>>,
+    counters: RefCell<HashMap<u32, u64>>,
+}
+
+/// A family whose half of the maps can be named.
+pub trait Halves: Ip {
+    /// This family's half.
+    fn half(maps: &Native) -> &Half<Self>;
+    /// The same, to be filled.
+    fn half_mut(maps: &mut Native) -> &mut Half<Self>;
+}
+
+impl Halves for V4 {
+    fn half(maps: &Native) -> &Half<V4> {
+        &maps.v4
+    }
+    fn half_mut(maps: &mut Native) -> &mut Half<V4> {
+        &mut maps.v4
+    }
+}
+
+impl Halves for V6 {
+    fn half(maps: &Native) -> &Half<V6> {
+        &maps.v6
+    }
+    fn half_mut(maps: &mut Native) -> &mut Half<V6> {
+        &mut maps.v6
+    }
+}
+
+impl Native {
+    fn add(&self, number: u32) {
+        *self.counters.borrow_mut().entry(number).or_default() += 1;
+    }
+    /// Runs every stage of a hook over a packet and leaves the result in it.
+    fn stages<F: Halves>(&self, at: At, packet: &mut Packet) -> Outcome {
+        let l3 = Offset::ETH;
+        match at {
+            At::Xdp => run_ingress::<F, _, _>(packet, self, l3, Hook::Xdp),
+            At::External => run_ingress::<F, _, _>(packet, self, l3, Hook::External),
+            At::Pod => run_ingress::<F, _, _>(packet, self, l3, Hook::Pod),
+            At::Out => run_egress::<F, _, _>(packet, self, l3),
+        }
+    }
+}
+
+impl<F: Halves> Tables<F> for Native {
+    type Entry = Entry<F>;
+    type Scratch = Box<Scratch<F>>;
+
+    fn may_be_ours(&self, proto: u8, port: Be16) -> bool {
+        self.ports.contains(&(proto, port.to_host()))
+            || (self.config.snat_port_min..=self.config.snat_port_max).contains(&port.to_host())
+    }
+    fn is_direct_port(&self, port: Be16) -> bool {
+        self.direct.borrow().contains(&port.to_host())
+    }
+    fn note_direct_port(&self, port: Be16) {
+        self.direct.borrow_mut().insert(port.to_host());
+    }
+    fn flow(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
+        F::half(self).flows.borrow().get(key).copied()
+    }
+    fn opening(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
+        F::half(self).openings.borrow().get(key).copied()
+    }
+    fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
+        if self.full.get() {
+            return Insert::Failed;
+        }
+        insert(&F::half(self).flows, key, flow)
+    }
+    fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
+        let half = F::half(self);
+        let race = half.race.borrow_mut().take();
+        if let Some(race) = race {
+            race(half, key, flow);
+        }
+        insert(&half.openings, key, flow)
+    }
+    fn remove_flow(&self, key: &FlowKey<F>) {
+        F::half(self).flows.borrow_mut().remove(key);
+    }
+    fn remove_opening(&self, key: &FlowKey<F>) {
+        F::half(self).openings.borrow_mut().remove(key);
+    }
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
+        F::half(self).services.get(key).copied()
+    }
+    fn backend(&self, id: u32) -> Option<Backend<F>> {
+        Some(F::half(self).backends.get(&id).copied().unwrap_or_default())
+    }
+    fn selection_row(&self, row: u32) -> u32 {
+        self.rows.get(row as usize).copied().unwrap_or(0)
+    }
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity> {
+        F::half(self).affinity.borrow().get(key).copied()
+    }
+    fn set_affinity(&self, key: &AffinityKey<F>, value: &Affinity) {
+        F::half(self).affinity.borrow_mut().insert(*key, *value);
+    }
+    fn in_source_range(&self, service_id: u32, client: F::Addr) -> bool {
+        F::half(self).ranges.contains(&(service_id, client))
+    }
+    fn fragment(&self, key: &FragmentKey<F>) -> Option<Fragment> {
+        F::half(self).fragments.borrow().get(key).copied()
+    }
+    fn set_fragment(&self, key: &FragmentKey<F>, value: &Fragment) {
+        F::half(self).fragments.borrow_mut().insert(*key, *value);
+    }
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        self.interfaces.get(&ifindex).copied()
+    }
+    fn xdp_device(&self, ifindex: u32) -> Option<XdpDevice> {
+        self.devices.get(&XdpDevice::slot(ifindex)).copied()
+    }
+    fn config(&self) -> Config {
+        self.config
+    }
+    fn scratch(&self) -> Option<Box<Scratch<F>>> {
+        Some(Box::default())
+    }
+    fn stamp(&self) -> u32 {
+        self.stamp.get()
+    }
+    fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+    fn count(&self, counter: Counter) {
+        self.add(counter as u32);
+    }
+    fn count_service_packet(&self, _service_id: u32, _bytes: u32) {}
+    fn count_service_flow(&self, _service_id: u32) {}
+    fn event(&self, _event: &Event) {}
+    fn may_refuse(&self) -> bool {
+        let sent = self.refusals.get();
+        self.refusals.set(sent + 1);
+        self.config.refusals_per_sec == 0 || sent < self.config.refusals_per_sec
+    }
+}
+
+impl<F: Halves> Store<F> for Native {
+    fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
+        F::half_mut(self).services.insert(key, service);
+    }
+    fn put_backend(&mut self, id: u32, backend: Backend<F>) {
+        F::half_mut(self).backends.insert(id, backend);
+    }
+    fn allow_source(&mut self, service_id: u32, client: F::Addr) {
+        F::half_mut(self).ranges.insert((service_id, client));
+    }
+    fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
+        let half = F::half(self);
+        half.flows
+            .borrow()
+            .iter()
+            .map(|(key, entry)| (*key, entry.read()))
+            .collect()
+    }
+    fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
+        let half = F::half(self);
+        half.openings
+            .borrow()
+            .iter()
+            .map(|(key, entry)| (*key, entry.read()))
+            .collect()
+    }
+    fn put_opening(&mut self, key: FlowKey<F>, flow: Flow<F>) {
+        F::half(self)
+            .openings
+            .borrow_mut()
+            .insert(key, Entry::new(flow));
+    }
+    fn put_route(&mut self, daddr: F::Addr, hop: NextHop) {
+        self.routes.borrow_mut().insert(words(&daddr), hop);
+    }
+}
+
+impl World for Native {
+    fn run(&mut self, at: At, ifindex: u32, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut packet = Packet::new(packet, at, ifindex, self);
+        let outcome = match packet.bytes.get(12..14) {
+            Some([0x08, 0x00]) => self.stages::<V4>(at, &mut packet),
+            Some([0x86, 0xdd]) => self.stages::<V6>(at, &mut packet),
+            _ => Ok(Step::Pass),
+        };
+        let verdict = match outcome {
+            Ok(Step::Transmit(ifindex)) => Verdict::Transmit(ifindex),
+            Ok(Step::Reflect) => Verdict::Reflect,
+            Ok(Step::Pass | Step::Translated) => {
+                if at == At::Xdp {
+                    self.add(Counter::XdpPassed as u32);
+                }
+                Verdict::Pass
+            }
+            Ok(unfinished) => panic!("the stages end with {unfinished:?}"),
+            Err(reason) => {
+                self.add(reason as u32);
+                Verdict::Drop
+            }
+        };
+        (verdict, packet.bytes)
+    }
+    fn counter(&mut self, number: u32) -> u64 {
+        self.counters.borrow().get(&number).copied().unwrap_or(0)
+    }
+    fn put_config(&mut self, config: Config) {
+        self.config = config;
+    }
+    fn put_rows(&mut self, offset: u32, rows: &[u32]) {
+        let end = offset as usize + rows.len();
+        if self.rows.len() < end {
+            self.rows.resize(end, 0);
+        }
+        self.rows[offset as usize..end].copy_from_slice(rows);
+    }
+    fn open_port(&mut self, proto: u8, port: u16) {
+        self.ports.insert((proto, port));
+    }
+    fn put_interface(&mut self, ifindex: u32, interface: Interface) {
+        self.interfaces.insert(ifindex, interface);
+    }
+    fn put_device(&mut self, device: XdpDevice) {
+        self.devices.insert(XdpDevice::slot(device.ifindex), device);
+    }
+}
+
+/// All drops of any reason.
+pub fn drops(world: &mut Native) -> u64 {
+    DropReason::ALL
+        .iter()
+        .map(|reason| world.counter(*reason as u32))
+        .sum()
+}
