@@ -428,8 +428,11 @@ fn connect_node(number: u8, node: &Node, other: &Node, options: WorldOptions) ->
 /// What a node's `ip` does for the link to a pod.
 fn pod_link(node: &Node, index: usize, options: WorldOptions) -> String {
     let (pod, interface) = (node.pod(index), node.pod_interface(index));
+    // A pod that gets the address of one that is gone gets its link-layer address, too: neighbours that
+    // remember it need not learn anew.
+    let mac = format!("0a:58:0a:f4:{:02x}:{:02x}", node.number, pod.v4.octets()[3]);
     let pair = format!(
-        "link add {interface} type veth peer name {UPLINK} netns {}\n",
+        "link add {interface} type veth peer name {UPLINK} address {mac} netns {}\n",
         pod.ns.path().display()
     );
     let connected = match options.pods {
