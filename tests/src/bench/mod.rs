@@ -2,9 +2,14 @@
 //! through the socket hooks, and the agent with many Services. Everything is printed as a table and
 //! written as JSON.
 
+pub mod agent;
+pub mod connect;
+pub mod goals;
 pub mod packets;
 pub mod report;
 pub mod sys;
+
+use std::{sync::OnceLock, time::Instant};
 
 pub use report::{Report, Row};
 
@@ -28,7 +33,7 @@ pub struct Effort {
 impl Effort {
     /// The whole measurement.
     pub const WHOLE: Effort = Effort {
-        rounds: 9,
+        rounds: 7,
         packets: 300_000,
         flows: 1 << 20,
         services: 100_000,
@@ -44,6 +49,13 @@ impl Effort {
         agent_services: 1_000,
         updates: 50,
     };
+}
+
+/// A line on standard error with the time since the first one, so that nobody thinks it hangs.
+pub fn progress(what: &str) {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let elapsed = START.get_or_init(Instant::now).elapsed();
+    eprintln!("[{:>5.1} s] {what}", elapsed.as_secs_f64());
 }
 
 /// The median.

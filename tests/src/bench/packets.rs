@@ -26,7 +26,7 @@ use lb_common::{
     names,
 };
 
-use super::{Effort, Report, Row, median, sys};
+use super::{Effort, Report, Row, median, progress, sys};
 use crate::{
     netns::NetNs,
     packet::{PacketBuilder, Parsed},
@@ -204,30 +204,30 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
 
 fn measure_here(report: &mut Report, effort: &Effort) -> Result<()> {
     let ifindex = sys::ifindex("out0")?;
-    eprintln!(
-        "filling maps: {} flows, {} Services",
+    progress(&format!(
+        "packets: filling maps with {} flows and {} Services",
         effort.flows, effort.services
-    );
+    ));
     let mut worlds = vec![
         World::new(10, effort.flows, ifindex)?,
         World::new(effort.services, 1, ifindex)?,
     ];
     let mut front = Front::load()?;
     let mut cases = Vec::new();
-    for world in 0..worlds.len() {
-        cases_of::<V4>(&mut cases, world, &worlds[world], effort)?;
-        cases_of::<V6>(&mut cases, world, &worlds[world], effort)?;
+    for (world, this) in worlds.iter().enumerate() {
+        cases_of::<V4>(&mut cases, world, this, effort)?;
+        cases_of::<V6>(&mut cases, world, this, effort)?;
     }
     for case in &mut cases {
         front.check(&mut worlds, case, ifindex)?;
     }
-    eprintln!(
-        "{} rows, {} rounds of {} packets",
-        cases.len(),
-        effort.rounds,
-        effort.packets
-    );
-    for _ in 0..effort.rounds {
+    for round in 1..=effort.rounds {
+        progress(&format!(
+            "packets: {} rows of {} packets, round {round} of {}",
+            cases.len(),
+            effort.packets,
+            effort.rounds
+        ));
         for case in &mut cases {
             let time = front.time(&mut worlds, case, ifindex)?;
             case.times.push(time);
@@ -243,6 +243,7 @@ fn measure_here(report: &mut Report, effort: &Effort) -> Result<()> {
             )
         })
         .collect();
+    cases.sort_by_key(|case| (case.world, rank(&case.id)));
     for case in &cases {
         let floor = floors.get(if case.hook == Hook::Xdp { "xdp" } else { "tc" });
         let is_floor = case.id.ends_with(".empty");
@@ -266,6 +267,23 @@ fn measure_here(report: &mut Report, effort: &Effort) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// Where a row stands in the table; rows of one rank stay as they are, IPv4 first.
+fn rank(id: &str) -> usize {
+    const ORDER: [&str; 9] = [
+        "xdp.empty",
+        "tc.empty",
+        "xdp.node_port.established",
+        "xdp.node_port.new",
+        "xdp.not_ours",
+        "tc.cluster_ip.original.v",
+        "tc.cluster_ip.reply.v",
+        "tc.cluster_ip.original.same_port",
+        "tc.cluster_ip.reply.same_port",
+    ];
+    let found = ORDER.iter().position(|prefix| id.starts_with(prefix));
+    found.unwrap_or(ORDER.len() + usize::from(id.starts_with("tc.not_ours")))
 }
 
 fn cases_of<F: Bench>(
@@ -609,8 +627,8 @@ where
                 0,
                 0,
                 1,
-                number.wrapping_shr(16) as u16,
-                number as u16,
+                u16::try_from(number >> 16)?,
+                u16::try_from(number & 0xffff)?,
             ))
         } else {
             IpAddr::from(Ipv4Addr::new(10, 97 + high, host, low))

@@ -1,36 +1,101 @@
 //! `cargo xtask bench`: measures, prints a table, writes JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-use lb_tests::bench::{Effort, Report, packets, report};
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_tests::{
+    agent::target_dir,
+    bench::{Effort, Report, agent, connect, goals, packets, progress, report},
+};
+
+const HELP: &str = "\
+measures packets through the programs, connects through the socket hooks, and the agent;
+prints a table and the goals, and writes JSON; needs root
+
+usage: cargo xtask bench [OPTIONS]
+
+  --quick        fewer packets, flows and Services: a minute instead of several
+  --json FILE    where the JSON goes [default: target/bench.json]
+  --only GROUP   one group of rows: packets, connect, agent
+  --help         this text
+";
+
+const GROUPS: [&str; 3] = ["packets", "connect", "agent"];
+
+struct Options {
+    effort: Effort,
+    file: PathBuf,
+    only: Option<String>,
+}
 
 #[expect(clippy::print_stdout, reason = "the table is the output")]
 fn main() -> Result<()> {
-    let mut effort = Effort::WHOLE;
-    let mut file = PathBuf::from("target/bench.json");
-    let mut only = None;
+    let mut options = Options {
+        effort: Effort::WHOLE,
+        file: target_dir().join("bench.json"),
+        only: None,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        match (arg.as_str(), args.by_ref()) {
-            ("--quick", _) => effort = Effort::QUICK,
-            ("--json", rest) => match rest.next() {
-                Some(name) => file = name.into(),
-                None => bail!("--json wants a file name"),
-            },
-            ("--only", rest) => only = rest.next(),
-            (other, _) => {
-                bail!("unknown argument {other}; there are --quick, --json FILE and --only GROUP")
+        let mut value = |name: &str| args.next().with_context(|| format!("{name} wants a value"));
+        match arg.as_str() {
+            "--quick" => options.effort = Effort::QUICK,
+            "--json" => options.file = value("--json FILE")?.into(),
+            "--only" => options.only = Some(value("--only GROUP")?),
+            "--help" | "-h" => {
+                print!("{HELP}");
+                return Ok(());
             }
+            agent::PARSE => {
+                println!("{}", agent::parse(Path::new(&value(agent::PARSE)?))?);
+                return Ok(());
+            }
+            other => bail!("unknown argument {other}; see --help"),
         }
     }
-    let wanted = |group: &str| only.as_deref().is_none_or(|only| only == group);
+    if let Some(only) = options.only.as_deref() {
+        ensure!(
+            GROUPS.contains(&only),
+            "unknown group {only}; there are {}",
+            GROUPS.join(", ")
+        );
+    }
+    measure(&options)
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the output")]
+fn measure(options: &Options) -> Result<()> {
+    use_release_agent()?;
+    let wanted = |group: &str| options.only.as_deref().is_none_or(|only| only == group);
     let mut report = Report::default();
     if wanted("packets") {
-        packets::measure(&mut report, &effort)?;
+        packets::measure(&mut report, &options.effort)?;
     }
+    if wanted("connect") {
+        connect::measure(&mut report, &options.effort)?;
+    }
+    if wanted("agent") {
+        agent::measure(&mut report, &options.effort)?;
+    }
+    goals::note(&mut report);
+    progress("done");
     println!("{}\n\n{}", report::machine(), report.table());
-    report.write(&file)?;
-    println!("written to {}", file.display());
+    report.write(&options.file)?;
+    println!("written to {}", options.file.display());
+    Ok(())
+}
+
+/// The harness takes the agent that was built last; a debug build would be no measure.
+fn use_release_agent() -> Result<()> {
+    if std::env::var_os("LB_AGENT").is_none() {
+        let agent = target_dir().join("release/lb-agent");
+        ensure!(
+            agent.is_file(),
+            "no {}; run `cargo xtask build`",
+            agent.display()
+        );
+        // SAFETY: no other thread runs yet that could read the environment.
+        unsafe { std::env::set_var("LB_AGENT", agent) };
+    }
     Ok(())
 }
