@@ -5,6 +5,7 @@ pub mod hold;
 pub mod screen;
 pub mod stage;
 pub mod story;
+pub mod tables;
 pub mod tally;
 
 use std::time::Instant;

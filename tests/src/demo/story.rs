@@ -6,18 +6,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::{
-    abi::{Counter, DropReason},
-    names::maps,
-};
+use lb_common::abi::{Counter, DropReason};
 
 use super::{
     screen::{Screen, check_stopped, is_stopped},
-    stage::{Counters, SOON, Stage, pins, with_endpoint_after, without_endpoint},
-    tally::{Tally, brief_line, list, udp, word},
+    stage::{Counters, SOON, Stage, with_endpoint_after, without_endpoint},
+    tables,
+    tally::{Tally, brief_line, udp, word},
 };
 use crate::{
-    agent::Agent,
     echo::{Answer, Datagrams, Dial, Failure, Stream, Traffic},
     scene::{SILENCE, cluster_ip, external_ip},
     topology::{Ip, Place},
@@ -35,7 +32,8 @@ const SOME: usize = 32;
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn web(ip: Ip) -> SocketAddr {
+/// The example `web` at its ClusterIP.
+pub fn web(ip: Ip) -> SocketAddr {
     (cluster_ip(ip, digits(ip, 10)), 80).into()
 }
 
@@ -81,7 +79,7 @@ pub fn tell(screen: &mut Screen, stage: &mut Stage) -> Result<()> {
     endpoints_change(screen, stage)?;
     nobody_serves(screen, stage)?;
     without_the_agent(screen, stage)?;
-    what_the_kernel_holds(screen, stage)
+    tables::show(screen, stage)
 }
 
 /// How it went.
@@ -388,7 +386,11 @@ fn connected_to(dial: Dial<'_>, server: &str) -> Result<Stream> {
 }
 
 fn millis(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1e3)
+    if time >= Duration::from_secs(1) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        format!("{:.1} ms", time.as_secs_f64() * 1e3)
+    }
 }
 
 fn nobody_serves(screen: &mut Screen, stage: &Stage) -> Result<()> {
@@ -514,95 +516,6 @@ fn without_the_agent(screen: &mut Screen, stage: &mut Stage) -> Result<()> {
             Some(problem) => problem.clone(),
             None => format!("{} requests in all", report.answered),
         },
-    );
-    Ok(())
-}
-
-fn what_the_kernel_holds(screen: &mut Screen, stage: &Stage) -> Result<()> {
-    screen.chapter("What the kernel holds, for agent and bpftool alike")?;
-    table(screen, &stage.a, "services", 7, "10.96.0.10:80")?;
-    table(screen, &stage.a, "flows", 6, "10.244.")?;
-    let path = pins(&stage.a).join(maps::SERVICES[0]);
-    screen.doing("bpftool map dump pinned …/services_v4");
-    let dump = std::process::Command::new("bpftool")
-        .args(["map", "dump", "pinned"])
-        .arg(&path)
-        .output()
-        .context("cannot run bpftool; run `cargo xtask setup`")?;
-    let text = String::from_utf8_lossy(&dump.stdout);
-    let (entries, shown) = entry(&text, &web(Ip::V4));
-    screen.excerpt(&shown, 6);
-    screen.aside(&format!(
-        "one of {entries} entries: {}, numbers in network byte order",
-        web(Ip::V4)
-    ));
-    let fields = ["\"addr\"", "\"port\"", "\"proto\"", "\"affinity_secs\""];
-    let missing: Vec<&str> = fields
-        .into_iter()
-        .filter(|field| !text.contains(field))
-        .collect();
-    screen.promise(
-        "maps are typed and readable",
-        dump.status.success() && missing.is_empty() && !shown.is_empty(),
-        &match missing.as_slice() {
-            [] => String::new(),
-            missing => format!("{} is missing", list(missing, |name| (*name).to_owned())),
-        },
-    );
-    Ok(())
-}
-
-/// How many entries bpftool's dump of `services_v4` has, and that of a TCP frontend in a few lines.
-fn entry(dump: &str, frontend: &SocketAddr) -> (usize, String) {
-    let words = dump.split_whitespace().collect::<Vec<_>>().join(" ");
-    let entries: Vec<&str> = words.split("\"key\": ").skip(1).collect();
-    let IpAddr::V4(addr) = frontend.ip() else {
-        return (entries.len(), String::new());
-    };
-    let key = format!(
-        "{{ \"addr\": {{ \"be\": {} }}, \"port\": {{ \"be\": {} }}, \"proto\": 6",
-        u32::from_ne_bytes(addr.octets()),
-        frontend.port().to_be()
-    );
-    let found = entries.iter().find(|entry| entry.starts_with(&key));
-    let text = found.map_or_else(String::new, |entry| {
-        let entry = entry.trim_end_matches(['[', ']', ',', '{', ' ']);
-        let entry = entry.strip_suffix('}').unwrap_or(entry);
-        wrapped(&format!("\"key\": {}", entry.trim_end()))
-    });
-    (entries.len(), text)
-}
-
-/// The text in lines that fit the screen; the value begins a line.
-fn wrapped(text: &str) -> String {
-    const WIDTH: usize = 90;
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last().map_or("", String::as_str);
-        if word == "\"value\":" || line.len() + word.len() > WIDTH {
-            lines.push(String::from(if word == "\"value\":" { "" } else { "    " }));
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.trim().is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-    }
-    lines.join("\n")
-}
-
-/// Shows the first lines of a table of the agent's.
-fn table(screen: &mut Screen, agent: &Agent, name: &str, lines: usize, wanted: &str) -> Result<()> {
-    screen.doing(&format!("lb-agent {name}"));
-    let output = agent.command(&[name])?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    screen.excerpt(&text, lines);
-    let error = String::from_utf8_lossy(&output.stderr);
-    screen.promise(
-        &format!("`lb-agent {name}` tells"),
-        output.status.success() && text.contains(wanted),
-        error.lines().next().unwrap_or_default(),
     );
     Ok(())
 }
