@@ -7,8 +7,8 @@ use aya_ebpf::helpers::generated::{
 use lb_common::Family;
 use lb_common::abi::ModeFlags;
 use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
-use lb_common::wire::{Header, W16};
 use lb_common::wire::checksum::Diff;
+use lb_common::wire::{Header, W16};
 
 use super::packet_pointer;
 
