@@ -133,6 +133,7 @@ pub struct Scene {
     pub servers: Vec<Server>,
     /// The world.
     pub world: World,
+    xdp: bool,
 }
 
 impl Scene {
@@ -167,7 +168,13 @@ impl Scene {
             manifests,
             servers,
             world,
+            xdp: variant.agent.xdp != "off",
         })
+    }
+
+    /// Whether the agents use XDP.
+    pub fn xdp(&self) -> bool {
+        self.xdp
     }
 
     /// Replaces the Services and slices in one step.
@@ -216,7 +223,13 @@ pub fn run_cases(
             }
         }
     }
-    ensure!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    ensure!(
+        failed.is_empty(),
+        "{} of {} cases failed:\n{}",
+        failed.len(),
+        cases.len(),
+        failed.join("\n")
+    );
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
     manifest::{Endpoint, Service, Slice},
@@ -330,6 +330,50 @@ fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()
     Ok(())
 }
 
+/// Design, sections 4 and 6: XDP carries flows to remote backends where it may transmit, tc the others.
+fn the_hook_that_should_translate_does(scene: &Scene, what: &str) -> Result<()> {
+    let world = &scene.world;
+    let counted = |event: &str| {
+        scene
+            .a
+            .metric("lb_events_total", &[&format!("\"{event}\"")])
+    };
+    for ip in Ip::BOTH {
+        for (case, by_xdp) in [(REMOTE, scene.xdp()), (LOCAL, false)] {
+            let [frontend, ..] = case.frontends(world.a(), ip);
+            let before = [
+                counted("xdp_translated")?,
+                counted("tc_external_translated")?,
+            ];
+            let mut stream = Stream::open(Dial::tcp(&world.client, frontend.into()))?;
+            for _ in 0..20 {
+                stream.ask(Duration::from_secs(5))?;
+            }
+            let by = [
+                counted("xdp_translated")? - before[0],
+                counted("tc_external_translated")? - before[1],
+            ];
+            // The first packets may go by tc while the next hop is not known.
+            let (most, other) = if by_xdp {
+                (by[0], by[1])
+            } else {
+                (by[1], by[0])
+            };
+            ensure!(
+                most >= 20.0,
+                "{} by {ip:?}: XDP, tc translated {by:?}, {what}",
+                case.name
+            );
+            ensure!(
+                by_xdp || other == 0.0,
+                "{} by {ip:?}: XDP, tc translated {by:?}, {what}",
+                case.name
+            );
+        }
+    }
+    Ok(())
+}
+
 scenes!(
     objects,
     [plain, bridge, without_offloads, native, native_bridge],
@@ -339,6 +383,7 @@ scenes!(
         a_pod_reaches_the_node_ports_of_another_node,
         large_transfers_through_a_node_port_are_whole,
         fragmented_datagrams_from_outside_reach_one_backend_and_come_back,
-        undefined_ports_of_external_addresses_are_left_to_the_host
+        undefined_ports_of_external_addresses_are_left_to_the_host,
+        the_hook_that_should_translate_does
     ]
 );
