@@ -606,6 +606,77 @@ fn an_object_without_room_is_named_and_the_rest_is_served() -> Result<()> {
     })
 }
 
+/// A flow from outside to a remote backend: both directions and both translations are one row, wherever it is carried.
+#[test]
+fn a_source_translated_flow_is_one_row() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let variants = [
+        (Variant::native(), true),
+        (Variant::plain().flag("--tc-attach clsact"), false),
+    ];
+    for (variant, is_xdp) in variants {
+        let scene = Scene::start(&variant, |world| {
+            let service = Service::new("remote", &cluster_ips(1))
+                .both(PORT)
+                .node_port(NODE_PORT);
+            let mut objects = vec![service.build()];
+            objects.extend(Slice::both(
+                "remote",
+                PORT,
+                TARGET,
+                &[Endpoint::ready(world.b().pod(0))],
+            ));
+            objects
+        })?;
+        wait_for_names(&scene.a)?;
+        let (client, node) = (&scene.world.client, &scene.world.a().host);
+        for ip in Ip::BOTH {
+            let mut stream = Stream::open(Dial::tcp(client, (node.addr(ip), NODE_PORT).into()))?;
+            for _ in 0..3 {
+                stream.ask(PATIENCE)?;
+            }
+            let addr = client.addr(ip).to_string();
+            let flows = rows(&scene.a, &["flows", "--addr", &addr])?;
+            ensure!(flows.len() == 1, "{flows:?}");
+            let flow = &flows[0];
+            assert_eq!(flow["client"], stream.local().to_string());
+            assert_eq!(flow["frontend"], node.at(ip, NODE_PORT).to_string());
+            assert_eq!(
+                flow["backend"],
+                scene.world.b().pod(0).at(ip, TARGET).to_string()
+            );
+            assert_eq!(
+                (&flow["state"], &flow["side"]),
+                (&"established".into(), &"external".into())
+            );
+            let source = flow["source"]
+                .as_str()
+                .context("no source")?
+                .parse::<std::net::SocketAddr>()?;
+            assert_eq!(source.ip(), node.addr(ip));
+            assert_eq!(flow["service"], "test/remote:tcp-80");
+            assert_eq!(flow["next_hop"].is_object(), is_xdp, "{flow}");
+        }
+        for command in ["flows", "interfaces", "services"] {
+            eprintln!("$ lb-agent {command}\n{}", text(&scene.a, &[command])?);
+        }
+        let interfaces = rows(&scene.a, &["interfaces"])?;
+        let uplink = interfaces
+            .iter()
+            .find(|row| row["name"] == lb_tests::topology::UPLINK);
+        let uplink = uplink.with_context(|| format!("no uplink: {interfaces:?}"))?;
+        assert_eq!(uplink["xdp_transmit"], is_xdp);
+        let hooks = uplink["hooks"].to_string();
+        let wanted = if is_xdp {
+            "xdp-native"
+        } else {
+            "clsact-ingress"
+        };
+        ensure!(hooks.contains(wanted), "{hooks}");
+    }
+    Ok(())
+}
+
 /// New flows are logged, and written to the ring buffer, only where the log asks for them.
 #[test]
 fn events_are_logged_at_debug_level_only() -> Result<()> {

@@ -167,7 +167,7 @@ mod tests {
 
     fn row(flags: u32) -> Row {
         let addr = std::net::Ipv4Addr::new(10, 0, 0, 9);
-        let state = 3 * BackendState::GENERATION_STEP | flags;
+        let state = (3 * BackendState::GENERATION_STEP) | flags;
         Row::new(
             4,
             &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7),

@@ -244,11 +244,17 @@ pub fn flows(args: &Args) -> Result<()> {
     let heads = [
         "PROTO", "STATE", "IDLE", "AT", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "XDP", "SERVICE",
     ];
+    let reports = view.state.as_ref().map(|state| state.interfaces.as_slice());
+    let interface = |hop: &NextHop| {
+        let report = reports
+            .unwrap_or_default()
+            .iter()
+            .find(|report| report.ifindex == hop.ifindex);
+        report.map_or_else(|| hop.ifindex.to_string(), |report| report.name.clone())
+    };
     print(view.output, heads, &rows, |r| {
-        let hops = [&r.next_hop, &r.reply_next_hop].map(|hop| {
-            hop.as_ref()
-                .map_or(NOTHING.to_owned(), |hop| hop.ifindex.to_string())
-        });
+        let hops = [&r.next_hop, &r.reply_next_hop]
+            .map(|hop| hop.as_ref().map_or_else(|| NOTHING.to_owned(), interface));
         [
             r.protocol.into(),
             r.state.into(),

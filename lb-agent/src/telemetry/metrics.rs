@@ -386,7 +386,8 @@ impl Metrics {
 
 /// Appends traffic by service port; ports that never had any are left out.
 pub fn render_services(out: &mut Text, services: &[(PortKey, ServiceStats)]) {
-    let count: [(&str, &str, fn(&ServiceStats) -> u64); 3] = [
+    type Count = fn(&ServiceStats) -> u64;
+    let counts: [(&str, &str, Count); 3] = [
         (
             "lb_service_flows_total",
             "New flows of a service port.",
@@ -403,7 +404,7 @@ pub fn render_services(out: &mut Text, services: &[(PortKey, ServiceStats)]) {
             |stats| stats.bytes,
         ),
     ];
-    for (name, help, count) in count {
+    for (name, help, count) in counts {
         out.head(name, "counter", help);
         for (port, stats) in services {
             out.row(name, &port_labels(port), count(stats));
