@@ -155,6 +155,12 @@ fn is_timeout(error: &io::Error) -> bool {
     )
 }
 
+/// A server's call that waits ended without a result: it looks whether it is to stop, and goes on. Calls with a
+/// time limit are not restarted behind a signal handler.
+fn is_pause(error: &io::Error) -> bool {
+    is_timeout(error) || error.kind() == io::ErrorKind::Interrupted
+}
+
 fn serve_tcp(listener: &Socket, shared: &Shared) {
     thread::scope(|scope| {
         while !shared.stopped() {
@@ -165,7 +171,7 @@ fn serve_tcp(listener: &Socket, shared: &Shared) {
                         drop(serve_connection(TcpStream::from(socket), &peer, shared));
                     });
                 }
-                Err(error) if is_timeout(&error) => {}
+                Err(error) if is_pause(&error) => {}
                 Err(error) => {
                     eprintln!("server {}: accept: {error}", shared.name);
                     return;
@@ -190,7 +196,7 @@ fn serve_connection(mut stream: TcpStream, peer: &SockAddr, shared: &Shared) -> 
                 continue;
             }
             Ok(_) => {}
-            Err(error) if is_timeout(&error) => {
+            Err(error) if is_pause(&error) => {
                 if shared.stopped() {
                     return Ok(());
                 }
@@ -270,7 +276,7 @@ fn serve_udp(socket: &UdpSocket, shared: &Shared) {
             }
             // An ICMP error of an earlier answer is reported here; the server goes on.
             Err(error)
-                if is_timeout(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {}
+                if is_pause(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {}
             Err(error) => {
                 eprintln!("server {}: receive: {error}", shared.name);
                 return;

@@ -30,7 +30,7 @@ const MANY: usize = 60;
 /// Dials of a line about two backends.
 const SOME: usize = 32;
 /// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The example `web` at its ClusterIP.
 pub fn web(ip: Ip) -> SocketAddr {

@@ -11,14 +11,27 @@ use lb_common::names::maps;
 use super::{
     screen::Screen,
     stage::{Stage, pins},
-    story::web,
+    story::{PATIENCE, web},
     tally::list,
 };
-use crate::{agent::Agent, topology::Ip};
+use crate::{
+    agent::Agent,
+    echo::{Dial, Stream},
+    topology::Ip,
+};
 
 /// The last chapter.
 pub fn show(screen: &mut Screen, stage: &Stage) -> Result<()> {
     screen.chapter("What the kernel holds, for agent and bpftool alike")?;
+    let mut open = Vec::new();
+    for dial in [
+        Dial::tcp(stage.pod(), web(Ip::V4)),
+        Dial::tcp(&stage.world.client, (stage.world.a().host.v4, 30080).into()),
+    ] {
+        let mut stream = Stream::open(dial)?;
+        stream.ask(PATIENCE)?;
+        open.push(stream);
+    }
     table(screen, &stage.a, &SERVICES)?;
     table(screen, &stage.a, &FLOWS)?;
     let path = pins(&stage.a).join(maps::SERVICES[0]);
@@ -111,13 +124,17 @@ struct Part {
 const SERVICES: Part = Part {
     name: "services",
     columns: &[
-        "SERVICE", "PORT", "KIND", "FRONTEND", "POLICY", "BACKENDS", "FLOWS", "PACKETS",
+        "SERVICE", "KIND", "FRONTEND", "POLICY", "BACKENDS", "FLOWS", "PACKETS",
     ],
     distinct: &[],
-    filter: &["  web  ", "  IPv4  "],
+    filter: &["default/web:http ", "  IPv4  "],
     rows: 4,
     promise: "every frontend, by the name of its Service",
-    wanted: &["  web  ", "  10.96.0.10:80  ", "  [2001:db8:1::11]:30080  "],
+    wanted: &[
+        "default/web:http ",
+        "  10.96.0.10:80  ",
+        "  [2001:db8:1::11]:30080  ",
+    ],
 };
 
 const FLOWS: Part = Part {
@@ -125,7 +142,7 @@ const FLOWS: Part = Part {
     columns: &["STATE", "AT", "CLIENT", "FRONTEND", "BACKEND", "SOURCE"],
     distinct: &["STATE", "AT", "PROTO"],
     filter: &["10.244."],
-    rows: 5,
+    rows: 6,
     promise: "every connection, from client to backend",
     wanted: &["  10.96.0.10:80  ", "  192.0.2.11:30080  "],
 };
