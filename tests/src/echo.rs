@@ -275,8 +275,7 @@ fn serve_udp(socket: &UdpSocket, shared: &Shared) {
                 }
             }
             // An ICMP error of an earlier answer is reported here; the server goes on.
-            Err(error)
-                if is_pause(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) if is_pause(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {}
             Err(error) => {
                 eprintln!("server {}: receive: {error}", shared.name);
                 return;
