@@ -3,7 +3,6 @@
 //! Without the object the embedded file is empty: checks and tests that load nothing need no BPF target, and the agent
 //! says at run time what to do. `LB_BPF_OBJECT` names another object.
 
-
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 

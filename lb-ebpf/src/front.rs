@@ -3,6 +3,16 @@
 //! does, at a cost that the same front measures with an empty program behind it.
 #![no_std]
 #![no_main]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "the program macros emit public items of their own"
+)]
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    reason = "contexts and helpers speak in C's integer widths"
+)]
 #![feature(asm_experimental_arch)]
 
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
@@ -75,7 +85,9 @@ fn paint(data: usize, end: usize) -> bool {
     let mut i = 0;
     while i < PAINTED / 8 {
         // SAFETY: `i` is less than the words compared against `end` above.
-        unsafe { packet.add(i).write(plan.template[i]) }
+        let word = unsafe { packet.add(i) };
+        // SAFETY: as above.
+        unsafe { word.write(plan.template[i]) }
         i += 1;
     }
     let count = plan.counter;

@@ -3,6 +3,16 @@
 #![no_std]
 #![no_main]
 #![allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "the program macros emit public items of their own"
+)]
+#![allow(
+    clippy::cast_lossless,
+    clippy::cast_possible_truncation,
+    reason = "contexts and helpers speak in C's integer widths"
+)]
+#![allow(
     internal_features,
     reason = "atomic adds and assembly have no stable form on this target"
 )]

@@ -6,10 +6,12 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Be32, Config, DropReason, Event, Flow, FlowKey, Fragment,
-    FragmentKey, Interface, NodeAddrKey, PORT_FILTER_ENTRIES, PacketCount, PortFilter, Scratch,
-    SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, XdpDevice,
+    Affinity, AffinityKey, Backend, Be32, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
+    Interface, NodeAddrKey, PORT_FILTER_ENTRIES, PacketCount, PortFilter, Scratch, SelectionBlock,
+    Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, XdpDevice,
 };
+use lb_common::family::Address as _;
+use lb_common::wire::Ports;
 use lb_common::{Family, V4, V6};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -291,8 +293,26 @@ pub(crate) trait FamilyMaps: Family {
     fn scratch() -> Option<*mut Scratch<Self>>;
 }
 
+/// A key as the 32-bit words that the kernel hashes. Written field by field, the ports and the last
+/// four bytes would be narrow stores that the hash's word loads wait for.
+#[inline(always)]
+fn key_words<F: Family, const N: usize>(key: &FlowKey<F>) -> [u32; N] {
+    const { assert!(size_of::<FlowKey<F>>() == 4 * N) };
+    let mut words = [0u32; N];
+    let addr = if F::IS_V6 { 4 } else { 1 };
+    let mut i = 0;
+    while i < addr {
+        words[i] = key.saddr.word(i);
+        words[addr + i] = key.daddr.word(i);
+        i += 1;
+    }
+    words[2 * addr] = Ports::join(key.sport, key.dport);
+    words[2 * addr + 1] = u32::from_le_bytes([key.proto, key.side, 0, 0]).to_le();
+    words
+}
+
 macro_rules! family_maps {
-    ($family:ty, $services:ident, $backends:ident, $flows:ident, $openings:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident) => {
+    ($family:ty, $words:literal, $services:ident, $backends:ident, $flows:ident, $openings:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn service(key: &ServiceKey<Self>) -> Option<*const Service> {
@@ -304,11 +324,15 @@ macro_rules! family_maps {
             }
             #[inline(always)]
             fn flow(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                $flows.get_ptr_mut(key)
+                let words = key_words::<Self, $words>(key);
+                // SAFETY: the words are the key's bytes, in its size and alignment.
+                $flows.get_ptr_mut(unsafe { &*words.as_ptr().cast::<FlowKey<Self>>() })
             }
             #[inline(always)]
             fn opening(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                $openings.get_ptr_mut(key)
+                let words = key_words::<Self, $words>(key);
+                // SAFETY: the words are the key's bytes, in its size and alignment.
+                $openings.get_ptr_mut(unsafe { &*words.as_ptr().cast::<FlowKey<Self>>() })
             }
             #[inline(always)]
             fn insert_flow(key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> Result<(), i32> {
@@ -364,6 +388,7 @@ macro_rules! family_maps {
 
 family_maps!(
     V4,
+    4,
     SERVICES_V4,
     BACKENDS_V4,
     FLOWS_V4,
@@ -375,6 +400,7 @@ family_maps!(
 );
 family_maps!(
     V6,
+    10,
     SERVICES_V6,
     BACKENDS_V6,
     FLOWS_V6,

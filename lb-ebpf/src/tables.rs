@@ -160,7 +160,9 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
     fn note_direct_port(&self, port: Be16) {
         if let Some(ports) = DIRECT_PORTS.get_ptr_mut(0) {
             // SAFETY: a map value; the index is a u16 and the array has a byte for each.
-            unsafe { *ports.cast::<u8>().add(port.to_host() as usize) = 1 }
+            let mark = unsafe { ports.cast::<u8>().add(usize::from(port.to_host())) };
+            // SAFETY: as above.
+            unsafe { *mark = 1 }
         }
     }
     #[inline(always)]
@@ -231,7 +233,7 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
     }
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
-        INTERFACES.get_ptr(&ifindex).map(copy)
+        INTERFACES.get_ptr(ifindex).map(copy)
     }
     #[inline(always)]
     fn xdp_device(&self, ifindex: u32) -> Option<XdpDevice> {

@@ -108,7 +108,7 @@ pub enum LoadError {
 /// Entries of the maps, decided before they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
-    /// `services_*`, `service_stats`.
+    /// `services_*`; `service_stats` has twice as many, for both families.
     pub frontends: u32,
     /// `backends_*`.
     pub backends: u32,
@@ -145,7 +145,8 @@ impl Sizes {
         [
             (names::SERVICES[0], self.frontends),
             (names::SERVICES[1], self.frontends),
-            (names::SERVICE_STATS, self.frontends),
+            // Ids are unique over both families.
+            (names::SERVICE_STATS, self.frontends.saturating_mul(2)),
             (names::BACKENDS[0], self.backends),
             (names::BACKENDS[1], self.backends),
             (names::SELECTION, self.blocks),

@@ -233,12 +233,7 @@ impl MapStore for PinnedStore {
 
     fn capacities(&self) -> Capacities {
         Capacities {
-            max_services: self
-                .maps
-                .v4
-                .services
-                .max_entries()
-                .min(self.maps.service_stats.max_entries()),
+            max_services: self.maps.service_stats.max_entries(),
             max_backends: self
                 .maps
                 .v4

@@ -51,7 +51,7 @@ pub type StoreResult<T> = Result<T, StoreError>;
 /// Sizes of the maps, fixed when they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capacities {
-    /// Entries of each of `services_*`, address-only entries included; also elements of `service_stats`.
+    /// Elements of `service_stats`: service ids of both families together, 0 included.
     pub max_services: u32,
     /// Elements of each of `backends_*`; id 0 is never used.
     pub max_backends: u32,

@@ -119,7 +119,9 @@ impl Socket {
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK.try_into().unwrap_or_default();
         address.nl_groups = groups;
-        let len = size_of::<libc::sockaddr_nl>().try_into().unwrap_or_default();
+        let len = size_of::<libc::sockaddr_nl>()
+            .try_into()
+            .unwrap_or_default();
         // SAFETY: a live address of the length that is passed.
         let result = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
         if result < 0 {

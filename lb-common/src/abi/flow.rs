@@ -4,7 +4,7 @@
 //! has two more, for the egress side. Key and value of an entry together name its partner, see
 //! [`Flow::partner_key`].
 
-use super::{Be16, MacAddr, mix};
+use super::{Be16, MacAddr};
 use crate::family::{Address, Family};
 
 /// Where in the packet's way a translation happens. Part of the key, so that a packet is translated
@@ -216,19 +216,25 @@ impl<F: Family> Flow<F> {
     }
 }
 
-/// The check of an entry over its key.
+/// The check of an entry over its key: a multilinear hash (Carter and Wegman), whose products do not
+/// wait for each other.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the upper half")]
 pub fn flow_check<F: Family>(key: &FlowKey<F>) -> u32 {
-    let mut s = 0x6c62_2d65_6270_6602u64;
-    s = mix(s, key.saddr.word(0) ^ key.daddr.word(0).rotate_left(16));
+    let word = |i: usize| (key.saddr.word(i) ^ key.daddr.word(i).rotate_left(16)) as u64;
+    let ports = (key.sport.be as u64) | ((key.dport.be as u64) << 16);
+    let rest = (key.proto as u64) | ((key.side as u64) << 8);
+    let mut sum = 0x6c62_2d65_6270_6602u64
+        .wrapping_add(word(0).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        .wrapping_add(ports.wrapping_mul(0xbf58_476d_1ce4_e5b9))
+        .wrapping_add(rest.wrapping_mul(0x94d0_49bb_1331_11eb));
     if F::IS_V6 {
-        s = mix(s, key.saddr.word(1) ^ key.daddr.word(1).rotate_left(16));
-        s = mix(s, key.saddr.word(2) ^ key.daddr.word(2).rotate_left(16));
-        s = mix(s, key.saddr.word(3) ^ key.daddr.word(3).rotate_left(16));
+        sum = sum
+            .wrapping_add(word(1).wrapping_mul(0xd6e8_feb8_6659_fd93))
+            .wrapping_add(word(2).wrapping_mul(0xa076_1d64_78bd_642f))
+            .wrapping_add(word(3).wrapping_mul(0xe703_7ed1_a0b4_28db));
     }
-    s = mix(s, (key.sport.be as u32) | ((key.dport.be as u32) << 16));
-    s = mix(s, (key.proto as u32) | ((key.side as u32) << 8));
-    (s >> 32) as u32
+    (sum >> 32) as u32
 }
 
 /// The flow that a slow stage works on, per CPU: keys and values are put together here, never on the

@@ -112,18 +112,20 @@ mod tests {
 
     #[test]
     fn goals_come_from_the_rows_that_were_measured() {
-        let mut report = Report::default();
-        report.rows = vec![
-            row("xdp.empty", 20.0, None),
-            row("xdp.node_port.established.v4.flows=1", 60.0, Some(40.0)),
-            row("xdp.node_port.established.v6.flows=1", 80.0, Some(60.0)),
-            row(
-                "xdp.node_port.established.v4.flows=1.services=100000",
-                66.0,
-                Some(46.0),
-            ),
-            row("agent.cold.1000x10", 300.0, None),
-        ];
+        let mut report = Report {
+            rows: vec![
+                row("xdp.empty", 20.0, None),
+                row("xdp.node_port.established.v4.flows=1", 60.0, Some(40.0)),
+                row("xdp.node_port.established.v6.flows=1", 80.0, Some(60.0)),
+                row(
+                    "xdp.node_port.established.v4.flows=1.services=100000",
+                    66.0,
+                    Some(46.0),
+                ),
+                row("agent.cold.1000x10", 300.0, None),
+            ],
+            ..Report::default()
+        };
         note(&mut report);
         let found: Vec<(f64, f64)> = report
             .goals
