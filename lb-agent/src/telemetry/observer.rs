@@ -255,12 +255,12 @@ impl Observer {
             dataplane.store().maps(),
         );
         let metrics = &self.shared.metrics;
+        let frontends = [
+            pins.v4.services.max_entries(),
+            pins.v6.services.max_entries(),
+        ];
         for i in 0..2 {
-            metrics.map_entries(
-                maps::SERVICES[i],
-                usage.frontends[i],
-                room.max_services as usize,
-            );
+            metrics.map_entries(maps::SERVICES[i], usage.frontends[i], frontends[i] as usize);
             metrics.map_entries(
                 maps::BACKENDS[i],
                 usage.backends[i],
