@@ -179,6 +179,9 @@ impl<F: Family> FlowEntry<F> for NoEntry {
     fn flags(&self) -> u16 {
         0
     }
+    fn stamp(&self) -> u32 {
+        0
+    }
     fn add_flags(&self, _: u16) {}
     fn set_stamp(&self, _: u32) {}
     fn set_next_hop(&self, _: u32, _: MacAddr) {}

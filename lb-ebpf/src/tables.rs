@@ -40,6 +40,11 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         unsafe { (*self.0).flags }
     }
     #[inline(always)]
+    fn stamp(&self) -> u32 {
+        // SAFETY: as in `read`; one aligned word.
+        unsafe { (*self.0).stamp }
+    }
+    #[inline(always)]
     fn add_flags(&self, flags: u16) {
         // SAFETY: as in `read`; a race with another CPU may lose a flag, which its next packet sets again.
         unsafe { (*self.0).flags |= flags }

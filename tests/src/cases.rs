@@ -347,6 +347,14 @@ impl<'a, F: Net, W: World + Store<F>> Scene<'a, F, W> {
         self.service_with(addr, proto, FrontendKind::ClusterIp, endpoints, |_| {})
     }
 
+    /// Makes the address of a frontend a ClusterIP that exists: the agent's address-only entry.
+    pub fn cluster_ip_exists(&mut self, addr: SocketAddr) {
+        let mut any = Service::default();
+        any.flags = ServiceFlags::ADDRESS_ONLY;
+        any.kind = FrontendKind::ClusterIp as u8;
+        self.frontend(at(addr.ip(), 0), 0, any);
+    }
+
     /// Puts a frontend.
     pub fn frontend(&mut self, addr: SocketAddr, proto: u8, service: Service) {
         let key = ServiceKey::<F>::new(F::addr(addr.ip()), Be16::from_host(addr.port()), proto);
@@ -1270,10 +1278,7 @@ fn undefined_port_of_a_cluster_ip_is_refused<F: Net, W: World + Store<F>>(world:
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip) = (at(s.h.pod, 40_000), at(s.h.vip, 80));
     let placed = s.service(vip, TCP, &[remote(s.h.remote, 8080)]);
-    let mut any = Service::default();
-    any.flags = ServiceFlags::ADDRESS_ONLY;
-    any.kind = FrontendKind::ClusterIp as u8;
-    s.frontend(at(s.h.vip, 0), 0, any);
+    s.cluster_ip_exists(vip);
     let (verdict, bytes) = s.run(At::Pod, &first(TCP, pod, at(s.h.vip, 81)).build());
     assert_eq!(verdict, Verdict::Reflect);
     is_reset(&bytes, at(s.h.vip, 81), pod, RST | ACK, (0, 1001));
@@ -1351,6 +1356,7 @@ fn fragments_follow_their_first<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip, to) = (at(s.h.pod, 40_000), at(s.h.vip, 80), at(s.h.remote, 8080));
     s.service(vip, UDP, &[remote(s.h.remote, 8080)]);
+    s.cluster_ip_exists(vip);
     let big = |from, to| packet(UDP, from, to).payload(&[0x5a; 3000]);
     let input = big(pod, vip).build_fragments(77, 1400);
     let output = big(pod, to).build_fragments(77, 1400);

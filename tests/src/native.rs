@@ -133,6 +133,9 @@ impl<F: Family> FlowEntry<F> for Entry<F> {
     fn flags(&self) -> u16 {
         self.0.get().flags
     }
+    fn stamp(&self) -> u32 {
+        self.0.get().stamp
+    }
     fn add_flags(&self, flags: u16) {
         self.change(|flow| flow.flags |= flags);
     }

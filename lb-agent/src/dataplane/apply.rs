@@ -1158,6 +1158,8 @@ impl<F: StoreFamily> FamilyState<F> {
                 true
             }
             Err(source) => {
+                // The mask may be written and the network not: both prefixes match, and both are due.
+                self.is_span_written = false;
                 self.span_is_loose = true;
                 shared.report.errors.push(source.into());
                 false

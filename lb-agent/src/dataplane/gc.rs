@@ -39,7 +39,7 @@ impl Default for Timeouts {
             tcp_established: Duration::from_hours(24),
             tcp_close_wait: Duration::from_hours(1),
             tcp_time_wait: Duration::from_secs(120),
-            tcp_reset: Duration::from_secs(10),
+            tcp_reset: Duration::from_secs(120),
             tcp_opening: Duration::from_secs(60),
             udp_unreplied: Duration::from_secs(30),
             udp_stream: Duration::from_secs(120),
@@ -453,7 +453,7 @@ mod tests {
             (proto::TCP, confirmed | fin, reply, 3_600),
             (proto::TCP, confirmed, reply | fin, 3_600),
             (proto::TCP, confirmed | fin, reply | fin, 120),
-            (proto::TCP, confirmed, reply | rst, 10),
+            (proto::TCP, confirmed, reply | rst, 120),
             (proto::TCP, FlowFlags::SEEN, FlowFlags::REPLY, 60),
             (proto::TCP, FlowFlags::SEEN, opening_reply, 60),
             (proto::UDP, FlowFlags::SEEN, FlowFlags::REPLY, 30),
@@ -522,8 +522,8 @@ mod tests {
             let mut flows = flows;
             flows[used].1.stamp = 50;
             let mut store = store(&flows);
-            assert_eq!(round(&mut store, 55).removed, 0, "entry {used} was used");
-            assert_eq!(round(&mut store, 60).removed, 4);
+            assert_eq!(round(&mut store, 165).removed, 0, "entry {used} was used");
+            assert_eq!(round(&mut store, 170).removed, 4);
         }
     }
 

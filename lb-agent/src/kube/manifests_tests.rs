@@ -417,9 +417,9 @@ endpoints:
 ";
     let world = World::new(&[("a.yaml", text)]);
     let slice = &world.store.slices_of(&Key::new("default", "a"))[0];
-    // semantics 5.4, 5.5: a null name, a null or zero number
+    // semantics 5.4, 5.5: the API server's default of a null name; a null or zero number
     let ports: Vec<(&str, u16)> = slice.ports.iter().map(|p| (&*p.name, p.port)).collect();
-    assert_eq!(ports, [("", 8080), ("dns", 53)]);
+    assert_eq!(ports, [("", 8080), ("dns", 53), ("", 1)]);
     let first = &slice.endpoints[0];
     // semantics 5.8, 5.9
     assert_eq!(first.addr.to_string(), "10.244.1.2");

@@ -322,10 +322,10 @@ fn slice_port(
     i: usize,
     names: &mut Interner,
 ) -> Result<Option<SlicePort>, FieldError> {
-    // semantics 5.4, 5.5
-    let (Some(name), Some(number)) = (port.name.as_deref(), port.port.filter(|port| *port != 0))
-    else {
-        tracing::info!(%slice, "ports[{i}] is ignored: it has no name or no number");
+    // Semantics 5.4, 5.5. The API server's default of an absent name is the empty one.
+    let name = port.name.as_deref().unwrap_or_default();
+    let Some(number) = port.port.filter(|port| *port != 0) else {
+        tracing::info!(%slice, "ports[{i}] is ignored: it has no number");
         return Ok(None);
     };
     Ok(Some(SlicePort {

@@ -182,6 +182,60 @@ pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     tables.count(Counter::Reselected);
 }
 
+/// Removes an opening whose reply tuple went to another flow, and leaves that tuple alone.
+#[inline(always)]
+pub fn forget_own<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
+    let Scratch {
+        key,
+        flow,
+        other_key,
+        ..
+    } = scratch;
+    remove(tables, key);
+    if flow.has(FlowFlags::SNAT) {
+        *other_key = flow.egress_key(key);
+        remove(tables, other_key);
+    }
+    tables.count(Counter::Reselected);
+}
+
+/// Sees to it that the reply entry of an opening exists: the LRU may have evicted it. False where its
+/// tuple belongs to another flow by now.
+#[inline(always)]
+pub fn ensure_reply<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> bool {
+    let Scratch {
+        key,
+        flow,
+        other_key,
+        other,
+    } = scratch;
+    if flow.has(FlowFlags::REPLY) {
+        return true;
+    }
+    *other_key = flow.partner_key(key);
+    other.to = Translation {
+        saddr: key.daddr,
+        daddr: key.saddr,
+        sport: key.dport,
+        dport: key.sport,
+    };
+    if let Some(entry) = tables.flow(other_key).or_else(|| tables.opening(other_key)) {
+        return entry.read().to == other.to;
+    }
+    other.check = flow_check(other_key);
+    other.stamp = tables.stamp();
+    other.backend = flow.backend;
+    other.generation = flow.generation;
+    other.ifindex = 0;
+    other.dmac = Default::default();
+    other.flags = FlowFlags::REPLY
+        | (flow.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN | FlowFlags::DIRECT));
+    if key.side == Side::PodIn as u8 {
+        other.flags |= FlowFlags::ORIGINAL_AT_POD;
+    }
+    tables.insert_opening(other_key, other) != Insert::Failed
+}
+
 #[inline(always)]
 fn remove<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>) {
     tables.remove_opening(key);
@@ -210,11 +264,15 @@ pub fn confirm<F: Ip, T: Tables<F>>(
         return false;
     }
     *other_key = flow.partner_key(key);
-    let Some(entry) = tables.opening(other_key) else {
+    let Some(entry) = tables.opening(other_key).or_else(|| tables.flow(other_key)) else {
         return false;
     };
     *other = entry.read();
-    if other.check != flow_check(other_key) || !other.has(FlowFlags::SEEN) {
+    let ours = other.to.saddr == key.daddr
+        && other.to.daddr == key.saddr
+        && other.to.sport == key.dport
+        && other.to.dport == key.sport;
+    if other.check != flow_check(other_key) || !ours || !other.has(FlowFlags::SEEN) {
         return false;
     }
     let stamp = tables.stamp();
@@ -478,6 +536,7 @@ fn write_reply<F: Ip, T: Tables<F>>(
         Ports::join(key.sport, key.dport),
         key.proto,
     );
+    let mut written = false;
     let mut tries = 0;
     while tries < PORT_TRIES {
         // A kept source keeps its port where it can; a translated one gets a port of the range, which
@@ -495,11 +554,18 @@ fn write_reply<F: Ip, T: Tables<F>>(
         tries += 1;
         *reply_key = flow.partner_key(key);
         reply.check = flow_check(reply_key);
-        if tables.flow(reply_key).is_some() {
+        if let Some(entry) = tables.flow(reply_key) {
+            if entry.read().to == reply.to {
+                // UDP that is selected anew to the same address: its reply entry stands.
+                return Ok(());
+            }
             continue;
         }
         match tables.insert_opening(reply_key, reply) {
-            Insert::Done => return Ok(()),
+            Insert::Done => {
+                written = true;
+                break;
+            }
             Insert::Failed => return Err(DropReason::FlowInsert),
             Insert::Exists => {
                 if tables
@@ -511,6 +577,25 @@ fn write_reply<F: Ip, T: Tables<F>>(
                     return Ok(());
                 }
             }
+        }
+    }
+    if written {
+        if tables.flow(reply_key).is_none() {
+            return Ok(());
+        }
+        // Another CPU confirmed a flow with this tuple between the two looks.
+        tables.remove_opening(reply_key);
+        return Err(DropReason::FlowInsert);
+    }
+    // A flood that confirms nothing must not keep the ports: an idle opening gives way. Its flow notices
+    // at its next packet (`ensure_reply`).
+    if tables
+        .opening(reply_key)
+        .is_some_and(|entry| is_due(entry.stamp(), reply.stamp))
+    {
+        tables.remove_opening(reply_key);
+        if tables.insert_opening(reply_key, reply) == Insert::Done {
+            return Ok(());
         }
     }
     Err(DropReason::PortsExhausted)

@@ -116,7 +116,7 @@ fn redirected<P: PacketBuf>(packet: &P, icmp: Offset) -> Option<Offset> {
     if option.kind == NdOption::REDIRECTED {
         return Some(first.plus(8));
     }
-    let second = first.plus(u32::from(option.len) * 8);
+    let second = first.checked_plus(u32::from(option.len) * 8)?;
     let option = packet.header::<NdOption>(second)?;
     if option.kind == NdOption::REDIRECTED {
         return Some(second.plus(8));

@@ -241,7 +241,8 @@ impl Ip for V6 {
                 next_header::HOP_BY_HOP | next_header::ROUTING | next_header::DESTINATION => {
                     let ext = packet.header::<Ipv6Ext>(head.l4)?;
                     head.proto = ext.next_header;
-                    head.l4 = head.l4.plus((ext.len as u32 + 1) * 8);
+                    // An offset that wrapped would show option bytes as ports.
+                    head.l4 = head.l4.checked_plus((ext.len as u32 + 1) * 8)?;
                 }
                 next_header::FRAGMENT => {
                     let ext = packet.header::<Ipv6Fragment>(head.l4)?;

@@ -26,7 +26,7 @@ use crate::abi::{
 use crate::family::Address;
 use flow::{Nat, Source};
 use ip::{FragmentPart, Ip};
-use packet::{Offset, PacketBuf};
+use packet::{NextHop, Offset, PacketBuf};
 use parse::{Fast, Parsed};
 use rewrite::Addresses;
 use select::{Choice, Dial};
@@ -62,11 +62,13 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     if flow.check != flow_check(&key) || parsed.is_syn() || flow.has(FlowFlags::HAIRPIN) {
         return Ok(Step::Slow);
     }
+    // 0 is no service port. Counted where the packet is sent on, or two hooks would count it.
+    let mut service_id = 0;
     if !flow.has(FlowFlags::REPLY)
         && let Some(backend) = tables.backend(flow.backend)
     {
         if backend.generation() == flow.generation {
-            tables.count_service_packet(backend.service_id, packet.len());
+            service_id = backend.service_id;
         } else if parsed.ip.proto == proto::UDP && !flow.has(FlowFlags::DIRECT) {
             return Ok(Step::Slow);
         }
@@ -83,6 +85,7 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
             return Ok(Step::Pass);
         };
         flow::note(&entry, &flow, parsed.tcp_flags, stamp);
+        count_original(tables, service_id, packet.len());
         rewrite::translate(
             packet,
             &parsed,
@@ -98,6 +101,7 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         return Ok(Step::Slow);
     }
     flow::note(&entry, &flow, parsed.tcp_flags, stamp);
+    count_original(tables, service_id, packet.len());
     rewrite::translate(
         packet,
         &parsed,
@@ -107,6 +111,13 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     )?;
     tables.count(ingress_counter(hook));
     Ok(Step::Translated)
+}
+
+#[inline(always)]
+fn count_original<F: Ip, T: Tables<F>>(tables: &T, service_id: u32, bytes: u32) {
+    if service_id != 0 {
+        tables.count_service_packet(service_id, bytes);
+    }
 }
 
 /// One packet leaves, fast stage: translates the source of replies and of SNAT flows.
@@ -216,23 +227,34 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         flow::forget(tables, scratch);
         return Ok(Step::Open);
     }
+    if !place.confirmed && !flow::ensure_reply(tables, scratch) {
+        flow::forget_own(tables, scratch);
+        return Ok(Step::Open);
+    }
     if parsed.ip.fragment == FragmentPart::First {
         remember_fragment(tables, &parsed, hook.side());
     }
     let last_use = scratch.flow.stamp;
     flow::note(&place.entry, &scratch.flow, parsed.tcp_flags, last_use);
+    let moved = flow::confirm(tables, &parsed, scratch, place.confirmed);
+    // The place of a flow that was moved may belong to another flow by now.
+    let entry = if moved { None } else { Some(place.entry) };
+    let mut service_id = 0;
     if !scratch.flow.has(FlowFlags::REPLY)
         && let Some(backend) = tables.backend(scratch.flow.backend)
         && backend.generation() == scratch.flow.generation
     {
-        tables.count_service_packet(backend.service_id, packet.len());
+        service_id = backend.service_id;
     }
-    let moved = flow::confirm(tables, &parsed, scratch, place.confirmed);
-    // The place of a flow that was moved may belong to another flow by now.
-    let entry = if moved { None } else { Some(place.entry) };
+    let bytes = packet.len();
     if hook.is_xdp() {
-        return transmit_found(packet, tables, &parsed, &scratch.flow, entry, last_use);
+        let outcome = transmit_found(packet, tables, &parsed, &scratch.flow, entry, last_use);
+        if matches!(outcome, Ok(Step::Transmit(_))) {
+            count_original(tables, service_id, bytes);
+        }
+        return outcome;
     }
+    count_original(tables, service_id, bytes);
     if scratch.flow.has(FlowFlags::SNAT) {
         flow::ensure_egress(tables, scratch, place.confirmed || moved)?;
     }
@@ -364,7 +386,11 @@ fn arrived<F: Ip, P: PacketBuf, T: Tables<F>>(
     }
     if !with_ports(tables, &mut parsed, hook.side()) {
         // Overtook its first fragment: passed on it could be reassembled under the wrong address.
-        if F::in_cluster_range(&tables.config(), &parsed.ip.daddr) {
+        // The prefix of all ClusterIPs may hold other addresses, so the address itself is asked for.
+        let any = ServiceKey::new(parsed.ip.daddr, Be16 { be: 0 }, 0);
+        if F::in_cluster_range(&tables.config(), &parsed.ip.daddr)
+            && flow::service(tables, &any).is_some()
+        {
             return Err(DropReason::FragmentOrphan);
         }
         return Ok(Arrived::Step(Step::Pass));
@@ -501,24 +527,42 @@ fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
     let stamp = tables.stamp();
     // About every 30 s a packet goes by the stack, so that the kernel's neighbour machine confirms the
     // next hop or gives it up; spread by port, or all flows would do so at once.
-    if flow::is_due(last_use, stamp)
-        && stamp.wrapping_add(parsed.sport.be as u32) & 31 < flow::RENEW
-    {
+    let spread = (parsed.sport.be ^ parsed.dport.be) as u32;
+    if flow::is_due(last_use, stamp) && stamp.wrapping_add(spread) & 31 < flow::RENEW {
         return Ok(Step::Pass);
     }
-    let Some(hop) = packet.route::<F>(
-        &flow.to.saddr,
+    // By the packet's own source, as the stack would and as the flow's first packet did.
+    let hop = packet.route::<F>(
+        &parsed.ip.saddr,
         &flow.to.daddr,
         parsed.ip.proto,
         parsed.ip.ip_len,
-    ) else {
-        return Ok(Step::Pass);
-    };
+    );
     tables.count(Counter::NextHop);
-    let Some(smac) = transmitter(tables, parsed, if hop.ready { hop.ifindex } else { 0 }) else {
+    // Not an option of a next hop: partly initialised it would not verify.
+    let hop = match hop {
+        Some(hop) => hop,
+        None => NextHop {
+            ifindex: 0,
+            dmac: MacAddr::default(),
+            ready: false,
+        },
+    };
+    if !hop.ready || !has_device(tables, hop.ifindex) {
+        // The fast stage must not go on with a next hop that is no more.
+        if let Some(entry) = entry
+            && is_still(&entry, flow)
+        {
+            entry.set_next_hop(0, MacAddr::default());
+        }
+        return Ok(Step::Pass);
+    }
+    let Some(smac) = transmitter(tables, parsed, hop.ifindex) else {
         return Ok(Step::Pass);
     };
-    if let Some(entry) = entry {
+    if let Some(entry) = entry
+        && is_still(&entry, flow)
+    {
         if flow.ifindex != hop.ifindex || flow.dmac != hop.dmac {
             entry.set_next_hop(hop.ifindex, hop.dmac);
         }
@@ -527,6 +571,12 @@ fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
         }
     }
     transmit(packet, tables, parsed, flow, (hop.ifindex, hop.dmac), smac)
+}
+
+/// Whether a place is still the flow's: another CPU may have confirmed it meanwhile.
+#[inline(always)]
+fn is_still<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>) -> bool {
+    entry.read().check == flow.check
 }
 
 /// Translates a packet whole and addresses it to its next hop.
@@ -595,6 +645,15 @@ fn transmitter<F: Ip, T: Tables<F>>(
         return None;
     }
     Some(device.mac)
+}
+
+/// Whether XDP may transmit by an interface.
+#[inline(always)]
+fn has_device<F: Ip, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+    ifindex != 0
+        && tables
+            .xdp_device(ifindex)
+            .is_some_and(|device| device.ifindex == ifindex)
 }
 
 /// Whether an arriving packet can concern us at all.

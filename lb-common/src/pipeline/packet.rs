@@ -25,6 +25,18 @@ impl Offset {
     pub const fn get(self) -> u32 {
         self.0
     }
+    /// Further by so many bytes that the packet names; `None` where a header of 64 bytes might not lie
+    /// below the bound any more.
+    #[inline(always)]
+    #[must_use]
+    pub const fn checked_plus(self, bytes: u32) -> Option<Self> {
+        let sum = self.0.saturating_add(bytes);
+        if sum < 0x3c0 {
+            Some(Offset::new(sum))
+        } else {
+            None
+        }
+    }
     /// Further by so many bytes.
     #[inline(always)]
     #[must_use]

@@ -27,6 +27,8 @@ pub trait FlowEntry<F: Family> {
     fn read(&self) -> Flow<F>;
     /// Its flags alone.
     fn flags(&self) -> u16;
+    /// Its time of use alone.
+    fn stamp(&self) -> u32;
     /// Sets flags, none is taken away.
     fn add_flags(&self, flags: u16);
     /// Notes the time of use.

@@ -45,7 +45,8 @@ pub(crate) fn lookup<F: Family>(
         BPF_FIB_LKUP_RET_SUCCESS => Some(NextHop {
             ifindex: params.ifindex,
             dmac: MacAddr::new(params.dmac),
-            ready: true,
+            // Kernels before 6.3 report unresolved neighbours as found.
+            ready: !MacAddr::new(params.dmac).is_zero(),
         }),
         BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Some(NextHop {
             ifindex: params.ifindex,

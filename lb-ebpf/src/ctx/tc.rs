@@ -54,7 +54,11 @@ impl TcPacket {
     #[inline(always)]
     pub(crate) fn is_vlan(&self) -> bool {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.skb).vlan_present != 0 }
+        let present = unsafe { (*self.skb).vlan_present };
+        // SAFETY: as above.
+        let tci = unsafe { (*self.skb).vlan_tci };
+        // VLAN 0 is a priority tag of the device itself (IEEE 802.1Q).
+        present != 0 && tci & 0x0fff != 0
     }
     /// What the program before the tail call left: where IP starts, and the side.
     #[inline(always)]
