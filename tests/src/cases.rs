@@ -63,10 +63,8 @@ pub trait Store<F: Ip> {
     fn put_backend(&mut self, id: u32, backend: Backend<F>);
     /// Puts one address into the source ranges of a service port.
     fn allow_source(&mut self, service_id: u32, client: F::Addr);
-    /// All of `flows_*`.
     /// Elements of `flows_*`.
     fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)>;
-    /// All of `openings_*`.
     /// Elements of `openings_*`.
     fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)>;
     /// Writes an element of `openings_*`.

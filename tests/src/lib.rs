@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cases;
 pub mod demo;
 pub mod echo;
+pub mod loaded;
 pub mod manifest;
 pub mod native;
 pub mod netns;

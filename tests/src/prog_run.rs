@@ -7,14 +7,14 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
     programs::Program,
 };
 use lb_common::{
     Family,
     abi::{
-        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, Interface, NodeAddrKey, PacketCount,
-        PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, XdpDevice,
+        Affinity, AffinityKey, Backend, Be32, Config, Flow, FlowKey, Interface, NodeAddrKey,
+        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, XdpDevice,
     },
     names,
 };
@@ -248,6 +248,19 @@ impl Programs {
         Ok(value)
     }
 
+    /// Puts one address into the source ranges of a service port.
+    pub fn allow_source<F: Family>(&mut self, service_id: u32, client: F::Addr) -> Result<()> {
+        let name = names::maps::SRC_RANGES[F::INDEX];
+        let bits = 32 + if F::IS_V6 { 128 } else { 32 };
+        let range = SourceRange::<F> {
+            service_id: Be32::from_host(service_id),
+            client,
+        };
+        let mut map = LpmTrie::<_, Element<SourceRange<F>>, u32>::try_from(self.map(name)?)
+            .with_context(|| format!("map `{name}`"))?;
+        Ok(map.insert(&aya::maps::lpm_trie::Key::new(bits, Element(range)), 1, 0)?)
+    }
+
     /// A counter ([`lb_common::abi::Counter`] or [`lb_common::abi::DropReason`] as a number) summed over
     /// all CPUs.
     pub fn counter(&mut self, index: u32) -> Result<u64> {
@@ -260,6 +273,17 @@ impl Programs {
             .sum())
     }
 }
+
+/// What follows the prefix length in a key of `src_ranges_*`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct SourceRange<F: Family> {
+    service_id: Be32,
+    client: F::Addr,
+}
+
+// SAFETY: integers without gaps: four bytes, then 32-bit words.
+unsafe impl<F: Family> Layout for SourceRange<F> {}
 
 /// A type whose bytes are what lies in a map.
 ///

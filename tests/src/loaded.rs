@@ -1,0 +1,235 @@
+//! The loaded programs as a [`World`] of the packet cases: maps filled by hand, packets through
+//! `BPF_PROG_TEST_RUN`, next hops from a network namespace of its own.
+
+use std::collections::{BTreeSet, HashMap};
+
+use anyhow::{Context as _, Result, anyhow};
+use lb_common::abi::{
+    Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, Interface,
+    PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, XdpDevice,
+    port_filter_slot, proto,
+};
+use lb_common::family::Address as _;
+use lb_common::names;
+use lb_common::pipeline::packet::NextHop;
+use lb_common::{Family, V4, V6};
+
+use crate::cases::{At, EXTERNAL, NEXT_MAC, OWN_MAC, POD, Store, Verdict, World};
+use crate::netns::NetNs;
+use crate::prog_run::{
+    Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+};
+
+/// The loaded programs, used for one case after the other. Lives on a thread of its namespace.
+#[derive(Debug)]
+pub struct Loaded {
+    programs: Programs,
+    ns: NetNs,
+    ports: HashMap<u32, PortFilter>,
+    routes: BTreeSet<String>,
+    before: HashMap<u32, u64>,
+}
+
+impl Loaded {
+    /// A namespace with the interfaces that the cases name.
+    pub fn namespace() -> Result<NetNs> {
+        let ns = NetNs::new("pipeline")?;
+        let mac = OWN_MAC.map(|octet| format!("{octet:02x}")).join(":");
+        ns.ip(&format!(
+            "link add ext index {EXTERNAL} address {mac} type veth peer name peer-ext index 12\n\
+             link add pod index {POD} type veth peer name peer-pod index 13\n\
+             link set lo up\nlink set peer-ext up\nlink set ext up\nlink set peer-pod up\nlink set pod up\n"
+        ))?;
+        ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        Ok(ns)
+    }
+
+    /// Loads all programs; to be called on a thread of `ns`.
+    pub fn new(ns: &NetNs) -> Result<Loaded> {
+        let mut programs = Programs::load()?;
+        for (slot, name) in names::programs::TAILS_XDP_SLOTS {
+            programs.set_tail(names::maps::TAILS_XDP, *slot, name)?;
+        }
+        for (slot, name) in names::programs::TAILS_TC_SLOTS {
+            programs.set_tail(names::maps::TAILS_TC, *slot, name)?;
+        }
+        Ok(Loaded {
+            programs,
+            ns: ns.clone(),
+            ports: HashMap::new(),
+            routes: BTreeSet::new(),
+            before: HashMap::new(),
+        })
+    }
+
+    /// Empties the maps for the next case.
+    pub fn reset(&mut self) -> Result<()> {
+        self.clear::<V4>()?;
+        self.clear::<V6>()?;
+        self.programs
+            .clear::<u32, Interface>(names::maps::INTERFACES)?;
+        let device = XdpDevice::default();
+        for ifindex in [EXTERNAL, POD] {
+            let slot = XdpDevice::slot(ifindex);
+            self.programs.set(names::maps::XDP_DEVICES, slot, device)?;
+        }
+        for route in std::mem::take(&mut self.routes) {
+            self.ns.ip(&format!("route del {route} dev ext\n"))?;
+        }
+        self.ports.clear();
+        for slot in 0..3 {
+            let filter = PortFilter { words: [0; 2048] };
+            self.programs.set(names::maps::PORT_FILTER, slot, filter)?;
+        }
+        let counters = Counter::ALL.iter().map(|counter| *counter as u32);
+        let drops = DropReason::ALL.iter().map(|reason| *reason as u32);
+        for number in counters.chain(drops) {
+            let count = self.programs.counter(number)?;
+            self.before.insert(number, count);
+        }
+        Ok(())
+    }
+
+    fn clear<F: Family>(&mut self) -> Result<()> {
+        let i = F::INDEX;
+        let programs = &mut self.programs;
+        programs.clear::<ServiceKey<F>, Service>(names::maps::SERVICES[i])?;
+        programs.clear::<FlowKey<F>, Flow<F>>(names::maps::FLOWS[i])?;
+        programs.clear::<FlowKey<F>, Flow<F>>(names::maps::OPENINGS[i])?;
+        programs.clear::<AffinityKey<F>, Affinity>(names::maps::AFFINITY[i])
+    }
+}
+
+/// Fails the case: the traits of the cases have no errors.
+fn must<T>(result: Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+impl<F: Family + lb_common::pipeline::ip::Ip> Store<F> for Loaded {
+    fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
+        must(
+            self.programs
+                .insert(names::maps::SERVICES[F::INDEX], key, service),
+        );
+    }
+    fn put_backend(&mut self, id: u32, backend: Backend<F>) {
+        must(
+            self.programs
+                .set(names::maps::BACKENDS[F::INDEX], id, backend),
+        );
+    }
+    fn allow_source(&mut self, service_id: u32, client: F::Addr) {
+        must(self.programs.allow_source::<F>(service_id, client));
+    }
+    fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
+        must(self.programs.entries(names::maps::FLOWS[F::INDEX]))
+    }
+    fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
+        must(self.programs.entries(names::maps::OPENINGS[F::INDEX]))
+    }
+    fn put_opening(&mut self, key: FlowKey<F>, flow: Flow<F>) {
+        must(
+            self.programs
+                .insert(names::maps::OPENINGS[F::INDEX], key, flow),
+        );
+    }
+    fn put_route(&mut self, daddr: F::Addr, hop: NextHop) {
+        assert_eq!(hop.ifindex, EXTERNAL, "the cases route by one interface");
+        let words = [daddr.word(0), daddr.word(1), daddr.word(2), daddr.word(3)];
+        let addr = if F::IS_V6 {
+            std::net::Ipv6Addr::from(lb_common::abi::Addr6 { be: words }).to_string()
+        } else {
+            std::net::Ipv4Addr::from(lb_common::abi::Addr4 { be: words[0] }).to_string()
+        };
+        let mac = NEXT_MAC.map(|octet| format!("{octet:02x}")).join(":");
+        let bits = if F::IS_V6 { 128 } else { 32 };
+        let route = format!("{addr}/{bits}");
+        must(self.ns.ip(&format!(
+            "route replace {route} dev ext\nneigh replace {addr} lladdr {mac} dev ext nud permanent\n"
+        )));
+        self.routes.insert(route);
+    }
+}
+
+impl World for Loaded {
+    fn run(&mut self, at: At, ifindex: u32, packet: &[u8]) -> (Verdict, Vec<u8>) {
+        let program = match at {
+            At::Xdp => names::programs::XDP_EXT_IN,
+            At::External => names::programs::TC_EXT_IN,
+            At::Pod => names::programs::TC_POD_IN,
+            At::Out => names::programs::TC_OUT,
+        };
+        let ran = must(self.programs.run_at(program, packet, ifindex));
+        let verdict = match (at, ran.verdict) {
+            (At::Xdp, XDP_PASS) => Verdict::Pass,
+            (At::Xdp, XDP_TX) => Verdict::Transmit(ifindex),
+            (At::Xdp, XDP_REDIRECT) => Verdict::Transmit(EXTERNAL),
+            (At::Xdp, XDP_DROP) => Verdict::Drop,
+            (_, TC_NEXT) => Verdict::Pass,
+            (_, TC_REDIRECT) => Verdict::Reflect,
+            (_, TC_DROP) => Verdict::Drop,
+            (_, other) => panic!("`{program}` returned {other}"),
+        };
+        (verdict, ran.packet)
+    }
+    fn counter(&mut self, number: u32) -> u64 {
+        let before = self.before.get(&number).copied().unwrap_or(0);
+        must(self.programs.counter(number)) - before
+    }
+    fn put_config(&mut self, config: Config) {
+        must(self.programs.set(names::maps::CONFIG, 0, config));
+        // The agent keeps the bits of the SNAT range set.
+        for proto in [proto::TCP, proto::UDP] {
+            for port in config.snat_port_min..=config.snat_port_max {
+                self.mark(proto, port);
+            }
+        }
+        self.write_ports();
+    }
+    fn put_rows(&mut self, offset: u32, rows: &[u32]) {
+        for (row, id) in (offset..).zip(rows) {
+            let (block, at) = (
+                row as usize / SELECTION_BLOCK_ROWS,
+                row as usize % SELECTION_BLOCK_ROWS,
+            );
+            let block = must(u32::try_from(block).context("a row past the slab"));
+            let mut rows: SelectionBlock = must(self.programs.get(names::maps::SELECTION, block));
+            rows[at] = *id;
+            must(self.programs.set(names::maps::SELECTION, block, rows));
+        }
+    }
+    fn open_port(&mut self, proto: u8, port: u16) {
+        self.mark(proto, port);
+        self.write_ports();
+    }
+    fn put_interface(&mut self, ifindex: u32, interface: Interface) {
+        must(
+            self.programs
+                .insert(names::maps::INTERFACES, ifindex, interface),
+        );
+    }
+    fn put_device(&mut self, device: XdpDevice) {
+        let slot = XdpDevice::slot(device.ifindex);
+        must(self.programs.set(names::maps::XDP_DEVICES, slot, device));
+    }
+}
+
+impl Loaded {
+    fn mark(&mut self, proto: u8, port: u16) {
+        let slot =
+            must(port_filter_slot(proto).ok_or_else(|| anyhow!("protocol {proto} has no filter")));
+        let filter = self
+            .ports
+            .entry(slot)
+            .or_insert(PortFilter { words: [0; 2048] });
+        filter.words[usize::from(port >> 5)] |= 1 << (port & 31);
+    }
+    fn write_ports(&mut self) {
+        for (slot, filter) in self.ports.clone() {
+            must(self.programs.set(names::maps::PORT_FILTER, slot, filter));
+        }
+    }
+}
