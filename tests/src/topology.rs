@@ -340,7 +340,15 @@ impl World {
             "link del {}\n",
             node.pod_interface(node.pods.len() - 1)
         ))?;
-        node.pods.pop();
+        let Some(gone) = node.pods.pop() else {
+            return Ok(());
+        };
+        // The next pod of this address has another link-layer address, and nobody announces it as a
+        // container runtime's network plugin would.
+        let flush = format!("neigh flush to {}\nneigh flush to {}\n", gone.v4, gone.v6);
+        for place in std::iter::once(&node.host).chain(&node.pods) {
+            place.ns.ip(&flush)?;
+        }
         Ok(())
     }
 
