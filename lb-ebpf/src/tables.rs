@@ -92,7 +92,7 @@ fn copy<T: Copy>(value: *const T) -> T {
 }
 
 /// Counts in a per-CPU slot. Packet hooks run in softirq or with bottom halves off: a plain add cannot
-/// race. Socket hooks count with [`count_preemptible`].
+/// race. Socket hooks count through `ctx::sock_addr`, atomically.
 #[inline(always)]
 pub(crate) fn count(number: u32) {
     if let Some(slot) = COUNTERS.get_ptr_mut(number) {

@@ -19,16 +19,6 @@ use crate::abi::{
 };
 use crate::wire::{Ports, tcp_flags};
 
-/// A flow that was found.
-pub struct Found<F: Ip, E> {
-    /// Its place.
-    pub entry: E,
-    /// What stands there.
-    pub flow: Flow<F>,
-    /// Whether it is in `flows_*`.
-    pub confirmed: bool,
-}
-
 /// Where a flow stands, its entry read into the scratch.
 #[derive(Clone, Copy)]
 pub struct Place<E> {
@@ -51,32 +41,8 @@ pub const fn is_due(last_use: u32, stamp: u32) -> bool {
 /// Source ports that are tried for one flow.
 const PORT_TRIES: u32 = 6;
 
-/// Looks a flow up, confirmed ones first. An element that was handed out again meanwhile is looked up
-/// once more.
-#[inline(always)]
-pub fn find<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>) -> Option<Found<F, T::Entry>> {
-    let check = flow_check(key);
-    let mut tries = 0;
-    while tries < 2 {
-        let (entry, confirmed) = match tables.flow(key) {
-            Some(entry) => (entry, true),
-            None => (tables.opening(key)?, false),
-        };
-        let flow = entry.read();
-        if flow.check == check {
-            return Some(Found {
-                entry,
-                flow,
-                confirmed,
-            });
-        }
-        tables.count(Counter::StaleElement);
-        tries += 1;
-    }
-    None
-}
-
-/// Looks the scratch's key up and reads its entry into the scratch.
+/// Looks the scratch's key up, confirmed flows first, and reads its entry into the scratch. An element
+/// that was handed out again meanwhile is looked up once more.
 #[inline(always)]
 pub fn fetch<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Option<Place<T::Entry>> {
     let check = flow_check(&scratch.key);
