@@ -408,8 +408,10 @@ fn connect_node(number: u8, node: &Node, other: &Node, options: WorldOptions) ->
         node.host.v4, node.host.v6, other.host.v4, other.host.v6,
     );
     if options.pods == PodLink::Bridge {
+        // Without an address of its own a bridge takes the lowest of its ports': it would change as pods come and
+        // go, and pods would send to the old one until their neighbour entries expire.
         batch += &format!(
-            "link add {POD_BRIDGE} type bridge forward_delay 0 mcast_snooping 0\n\
+            "link add {POD_BRIDGE} address 0a:58:0a:f4:{number:02x}:01 type bridge forward_delay 0 mcast_snooping 0\n\
              addr add 10.244.{number}.1/24 dev {POD_BRIDGE}\n\
              addr add fd00:10:244:{number}::1/64 dev {POD_BRIDGE} nodad\n\
              link set {POD_BRIDGE} up\n"

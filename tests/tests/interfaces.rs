@@ -35,9 +35,7 @@ fn objects(world: &World) -> Vec<Value> {
 #[test]
 fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
-    // Not on a bridge with native XDP: there a new pod's first connections time out now and then, for a
-    // reason that is not found yet (docs/limits.md).
-    for variant in [Variant::plain()] {
+    for variant in [Variant::plain(), Variant::native_bridge()] {
         let mut scene = Scene::start(&variant, objects)?;
         for round in 0..3 {
             let index = scene.world.add_pod(0)?;
