@@ -4,6 +4,7 @@ mod build;
 mod build_ebpf;
 mod command;
 mod elf;
+mod image;
 mod lint;
 mod paths;
 mod setup;
@@ -32,6 +33,7 @@ Usage: cargo xtask TASK [OPTIONS]
                               measure and print the table; JSON goes to target/bench.json or FILE
   build [--bpf-only]          target/bpf/*.o, and target/release/lb-agent with the programs inside
                               --bpf-only  only the programs
+  image                       target/image/lb-agent.tar: a container image with the static agent and nothing else
   lint                        format, clippy for both targets, documentation, dependencies
   setup                       only install what is missing
   help                        this text
@@ -63,6 +65,10 @@ fn task(arguments: &[String]) -> Result<ExitCode> {
             [option] if option == "--bpf-only" => build_ebpf::build(&setup(Scope::Build)?)?,
             [option, ..] => bail!("`build` knows no `{option}`; see `cargo xtask help`"),
         },
+        "image" => {
+            no_options(task, options)?;
+            image::image(&setup(Scope::Build)?)?;
+        }
         "lint" => {
             no_options(task, options)?;
             lint::lint(&setup(Scope::Build)?)?;
