@@ -39,7 +39,7 @@ impl ManifestProblems {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
-    fn set(&self, problems: Vec<FileProblem>) {
+    pub(super) fn set(&self, problems: Vec<FileProblem>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
 }

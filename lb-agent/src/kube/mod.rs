@@ -1,6 +1,7 @@
 //! Where Services, EndpointSlices and the Node come from: sources emit [`ObjectEvent`]s, the store
 //! holds what they add up to and names the Services that an event concerns.
 
+pub mod api;
 pub mod check;
 pub mod decode;
 mod files;
@@ -9,6 +10,7 @@ pub mod manifests;
 pub mod objects;
 pub mod parse;
 pub mod reduce;
+pub mod source;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod temp_dir;

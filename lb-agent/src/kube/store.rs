@@ -2,7 +2,7 @@
 //! complete list of each (semantics 2.10), and afterwards which Services an event concerns.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     mem,
     sync::Arc,
 };
@@ -82,7 +82,8 @@ impl Store {
     }
 
     /// Takes a fresh complete list of one kind: what it lacks is gone, what is equal is no change.
-    pub fn relist(&mut self, list: List, events: Vec<ObjectEvent>) -> Dirty {
+    /// `keep` is not in the list and stays nevertheless.
+    pub fn relist(&mut self, list: List, events: Vec<ObjectEvent>, keep: &HashSet<Key>) -> Dirty {
         let mut gone: Vec<ObjectEvent> = Vec::new();
         let listed: BTreeSet<&Key> = events
             .iter()
@@ -90,6 +91,7 @@ impl Store {
                 ObjectEvent::Service(key, Some(_)) | ObjectEvent::Slice(key, Some(_)) => Some(key),
                 _ => None,
             })
+            .chain(keep)
             .collect();
         match list {
             List::Services => gone.extend(
@@ -266,9 +268,17 @@ mod tests {
         // semantics 2.9
         let mut store = Store::new();
         store.initial([service_event("a"), service_event("b")]);
-        let dirty = store.relist(List::Services, vec![service_event("b"), service_event("c")]);
+        let dirty = store.relist(
+            List::Services,
+            vec![service_event("b"), service_event("c")],
+            &HashSet::new(),
+        );
         assert_eq!(keys(&dirty), ["default/a", "default/c"]);
         assert!(store.service(&Key::new("default", "a")).is_none());
+        let keep = HashSet::from([Key::new("default", "b")]);
+        let dirty = store.relist(List::Services, Vec::new(), &keep);
+        assert_eq!(keys(&dirty), ["default/c"]);
+        assert!(store.service(&Key::new("default", "b")).is_some());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What operators see from outside: log, events of the dataplane, metrics, and the state file that gives the
 //! commands names.
 
+pub mod api;
 pub mod board;
 pub mod events;
 pub mod log;

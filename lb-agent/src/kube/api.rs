@@ -1,0 +1,176 @@
+//! The API server → object events. A thread of its own lists and watches Services, EndpointSlices
+//! and this agent's Node (semantics 2), reduces every object as it arrives and lays it into a
+//! mailbox. Whatever happens to the API server, what was known stays.
+
+mod connect;
+mod decode;
+pub mod events;
+mod mailbox;
+mod watch;
+
+use std::{io, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+
+use super::{manifests::ManifestProblems, objects::ObjectEvent, source::Batch, store::List};
+use crate::telemetry::api::ApiMetrics;
+
+pub use connect::{Access, AccessError};
+use events::EventWriter;
+use mailbox::{First, Mailbox};
+use watch::{Common, Pace, Problems, Watcher};
+
+/// This long the first state waits for this node's addresses (semantics 25.1).
+const ADDRESSES: Duration = Duration::from_secs(30);
+
+/// Why the API server cannot be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// It is not clear how to reach it.
+    #[error("cannot tell how to reach the API server")]
+    Access(#[from] AccessError),
+    /// No thread or runtime.
+    #[error("cannot start the thread that watches the API server")]
+    Thread(#[source] io::Error),
+}
+
+/// The API server, watched.
+#[derive(Debug)]
+pub struct ApiSource {
+    mailbox: Arc<Mailbox>,
+    problems: ManifestProblems,
+    events: EventWriter,
+    /// The end of the wait for addresses, once everything else is there.
+    patience: Option<Instant>,
+    /// The thread ends when this is dropped.
+    _alive: oneshot::Sender<()>,
+}
+
+impl ApiSource {
+    /// Starts to watch. Fails only where the access makes no sense: a server that does not answer is
+    /// asked again for as long as it takes.
+    pub fn start(
+        access: &Access,
+        node_name: &str,
+        metrics: Arc<ApiMetrics>,
+    ) -> Result<ApiSource, ApiError> {
+        Self::start_with(access, node_name, metrics, Pace::default())
+    }
+
+    fn start_with(
+        access: &Access,
+        node_name: &str,
+        metrics: Arc<ApiMetrics>,
+        pace: Pace,
+    ) -> Result<ApiSource, ApiError> {
+        let mailbox = Arc::new(Mailbox::default());
+        let problems = Problems::default();
+        let shown = problems.shown();
+        let (alive, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ApiError::Thread)?;
+        let connection = runtime.block_on(connect::connect(access))?;
+        metrics.connect(&connection.host);
+        tracing::info!(server = connection.address, "watching the API server");
+        let (events, queue) = EventWriter::new(metrics.clone());
+        let common = Common {
+            connection,
+            node_name: node_name.into(),
+            mailbox: mailbox.clone(),
+            names: Arc::default(),
+            metrics,
+            problems,
+            pace,
+        };
+        let work = async move {
+            let mut tasks = JoinSet::new();
+            for list in [List::Services, List::Slices, List::Node] {
+                tasks.spawn(Watcher::new(list, common.clone()).run());
+            }
+            tasks.spawn(events::write(
+                common.connection.client.clone(),
+                common.node_name.clone(),
+                queue,
+                common.metrics.clone(),
+            ));
+            tokio::select! {
+                _dropped = ended => {}
+                // Watchers never end by themselves: one has panicked.
+                _ended = tasks.join_next() => {}
+            }
+            common.mailbox.close();
+        };
+        thread::Builder::new()
+            .name("api".to_owned())
+            .spawn(move || runtime.block_on(work))
+            .map_err(ApiError::Thread)?;
+        Ok(ApiSource {
+            mailbox,
+            problems: shown,
+            events,
+            patience: None,
+            _alive: alive,
+        })
+    }
+
+    /// Objects that cannot be used.
+    pub fn problems(&self) -> ManifestProblems {
+        self.problems.clone()
+    }
+
+    /// Writes Events on objects.
+    pub fn events(&self) -> EventWriter {
+        self.events.clone()
+    }
+
+    /// The first complete state; `None`: it will not come.
+    pub async fn initial(&mut self) -> Option<Vec<ObjectEvent>> {
+        loop {
+            let filled = self.mailbox.filled.notified();
+            match self.mailbox.first() {
+                First::Complete => break,
+                First::Incomplete if self.mailbox.is_closed() => return None,
+                First::Incomplete => filled.await,
+                First::Addresses => {
+                    let patience = *self
+                        .patience
+                        .get_or_insert_with(|| Instant::now() + ADDRESSES);
+                    if timeout_at(patience, filled).await.is_err() {
+                        tracing::warn!(
+                            "the API knows no address of this node; those of its default routes are taken"
+                        );
+                        break;
+                    }
+                }
+            }
+        }
+        let batch = self.mailbox.take()?;
+        let listed = batch.lists.into_iter().flat_map(|relist| relist.events);
+        Some(listed.chain(batch.changes).collect())
+    }
+
+    /// What changed; `None`: nothing more will come.
+    pub async fn next(&mut self) -> Option<Batch> {
+        loop {
+            let filled = self.mailbox.filled.notified();
+            if let Some(batch) = self.mailbox.take() {
+                return Some(batch);
+            }
+            if self.mailbox.is_closed() {
+                return None;
+            }
+            filled.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! The one thing that the agent's loop reads objects from: a directory of manifests, or the API
+//! server.
+
+use std::{collections::HashSet, io, time::SystemTime};
+
+use super::{
+    api::ApiSource,
+    manifests::{Follower, ManifestError, ManifestProblems, ManifestSource},
+    objects::{IpFamily, Key, ObjectEvent},
+    store::List,
+};
+
+/// A fresh complete list of one kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Relist {
+    /// Which.
+    pub list: List,
+    /// Its objects.
+    pub events: Vec<ObjectEvent>,
+    /// Objects that are there, but cannot be read: what is known of them stays.
+    pub keep: HashSet<Key>,
+}
+
+/// What arrived since the last look.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Batch {
+    /// Complete lists; they come before `changes`.
+    pub lists: Vec<Relist>,
+    /// Single objects.
+    pub changes: Vec<ObjectEvent>,
+    /// When what led to a changed slice happened (semantics 23.1).
+    pub triggers: Vec<(IpFamily, SystemTime)>,
+}
+
+impl Batch {
+    /// All its events.
+    pub fn events(&self) -> impl Iterator<Item = &ObjectEvent> {
+        let listed = self.lists.iter().flat_map(|relist| &relist.events);
+        listed.chain(&self.changes)
+    }
+}
+
+/// Where objects come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A directory, not read yet.
+    Manifests(ManifestSource),
+    /// A directory that is followed.
+    Following(Follower),
+    /// The API server.
+    Api(ApiSource),
+}
+
+/// Why a source ends before its first state.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The directory.
+    #[error(transparent)]
+    Manifests(#[from] ManifestError),
+    /// No thread.
+    #[error("cannot follow the manifests")]
+    Thread(#[source] io::Error),
+    /// The thread that reads the API has ended.
+    #[error("the API server is not watched any more")]
+    Ended,
+}
+
+impl Source {
+    /// The first complete state. Waits for it for as long as it takes; may be dropped and asked again.
+    pub async fn initial(&mut self) -> Result<Vec<ObjectEvent>, SourceError> {
+        match self {
+            Source::Manifests(source) => Ok(source.initial()?),
+            Source::Following(_) => Ok(Vec::new()),
+            Source::Api(source) => source.initial().await.ok_or(SourceError::Ended),
+        }
+    }
+
+    /// From here on changes are delivered. Gives the place where the problems of the source stand.
+    pub fn follow(self) -> Result<(Source, ManifestProblems), SourceError> {
+        match self {
+            Source::Manifests(source) => {
+                let follower = source.follow().map_err(SourceError::Thread)?;
+                let problems = follower.problems.clone();
+                Ok((Source::Following(follower), problems))
+            }
+            Source::Following(follower) => {
+                let problems = follower.problems.clone();
+                Ok((Source::Following(follower), problems))
+            }
+            Source::Api(source) => {
+                let problems = source.problems();
+                Ok((Source::Api(source), problems))
+            }
+        }
+    }
+
+    /// What changed, coalesced; `None`: nothing more will come. May be dropped and asked again.
+    pub async fn next(&mut self) -> Option<Batch> {
+        match self {
+            Source::Manifests(_) => None,
+            Source::Following(follower) => {
+                let mut changes = follower.events.recv().await?;
+                while let Ok(more) = follower.events.try_recv() {
+                    changes.extend(more);
+                }
+                Some(Batch {
+                    changes,
+                    ..Batch::default()
+                })
+            }
+            Source::Api(source) => source.next().await,
+        }
+    }
+}
