@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     desired::{NodePortAddresses, state::Prefix},
-    kube::parse,
+    kube::{api::Access, parse},
 };
 
 /// Default of `--bpffs`.
@@ -106,11 +106,11 @@ pub struct RunArgs {
     /// Directory of manifests (Services, EndpointSlices, Endpoints, Nodes) to follow
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "apiserver"])]
     pub manifests: Option<PathBuf>,
-    /// How to reach the API server
+    /// How to reach the API server [default: the Pod's service account]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Real address of the API server, never its ClusterIP
-    #[arg(long, value_name = "URL")]
+    /// Real address of the API server, never its ClusterIP; takes the place of the kubeconfig's
+    #[arg(long, value_name = "URL", alias = "master")]
     pub apiserver: Option<String>,
     /// File with these flags as keys
     #[arg(long, value_name = "FILE")]
@@ -190,11 +190,20 @@ pub struct RunArgs {
     pub tc_attach: TcAttach,
 }
 
+/// Where Services come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ObjectSource {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// The API server.
+    Api(Access),
+}
+
 /// What `run` does, all values checked.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
+    /// Where Services come from.
+    pub source: ObjectSource,
     /// This node's name, lower-cased.
     pub node_name: String,
     /// Interfaces that are external by name.
@@ -241,18 +250,8 @@ impl RunArgs {
     /// Checks every value.
     pub fn validate(&self) -> Result<Config, ConfigError> {
         self.refuse_what_is_not_built()?;
-        let manifests = self.manifests.clone().ok_or(ConfigError::Missing(
-            "nothing to serve: name a directory of manifests with --manifests DIR",
-        ))?;
-        if !manifests.is_dir() {
-            return Err(invalid(
-                "manifests",
-                manifests.display().to_string(),
-                "is no directory; create it, it may be empty",
-            ));
-        }
         Ok(Config {
-            manifests,
+            source: self.source()?,
             node_name: node_name(self.hostname_override.as_deref())?,
             external_interfaces: Globs::new("external-interfaces", &self.external_interfaces)?,
             pod_interfaces: Globs::new("pod-interfaces", &self.pod_interfaces)?,
@@ -283,12 +282,24 @@ impl RunArgs {
         })
     }
 
-    fn refuse_what_is_not_built(&self) -> Result<(), ConfigError> {
-        if self.kubeconfig.is_some() || self.apiserver.is_some() {
-            return Err(ConfigError::Missing(
-                "this build does not watch an API server; serve manifests with --manifests DIR",
+    fn source(&self) -> Result<ObjectSource, ConfigError> {
+        let Some(manifests) = &self.manifests else {
+            return Ok(ObjectSource::Api(Access {
+                kubeconfig: self.kubeconfig.clone(),
+                server: self.apiserver.clone(),
+            }));
+        };
+        if !manifests.is_dir() {
+            return Err(invalid(
+                "manifests",
+                manifests.display().to_string(),
+                "is no directory; create it, it may be empty",
             ));
         }
+        Ok(ObjectSource::Manifests(manifests.clone()))
+    }
+
+    fn refuse_what_is_not_built(&self) -> Result<(), ConfigError> {
         if let Some(config) = &self.config {
             return Err(invalid(
                 "config",
@@ -495,6 +506,25 @@ mod tests {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
+    }
+
+    #[test]
+    fn without_manifests_the_api_server_is_asked() {
+        // semantics 24
+        let parsed = |flags: &[&str]| {
+            let line = ["lb-agent"].iter().chain(flags);
+            Line::try_parse_from(line).map(|line| line.run.validate().unwrap().source)
+        };
+        let access = Access {
+            kubeconfig: Some("/k".into()),
+            server: Some("https://192.0.2.1:6443".into()),
+        };
+        assert_eq!(
+            parsed(&["--kubeconfig", "/k", "--master", "https://192.0.2.1:6443"]).unwrap(),
+            ObjectSource::Api(access)
+        );
+        assert_eq!(parsed(&[]).unwrap(), ObjectSource::Api(Access::default()));
+        assert!(parsed(&["--manifests", "/", "--kubeconfig", "/k"]).is_err());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::{
     desired::state::IpFamily,
     hooks::chain,
     telemetry::{
+        api::ApiMetrics,
         board::Board,
         metrics::{Counters, Metrics, Text, render_process, render_services, render_unserved},
     },
@@ -56,6 +57,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// What the state file and `/metrics` show of Services and interfaces.
     pub board: Board,
+    /// What `/metrics` shows of the API server.
+    pub api: Arc<ApiMetrics>,
 }
 
 impl Shared {
@@ -166,6 +169,7 @@ impl Shared {
     fn page(&self) -> MapResult<String> {
         let mut out = Text::default();
         self.metrics.render(&mut out);
+        self.api.render(&mut out);
         for (name, answers) in [
             ("kubeproxy_proxy_healthz_total", &self.healthz),
             ("kubeproxy_proxy_livez_total", &self.livez),

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::PathBuf,
+    pin::pin,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,7 @@ use lb_common::{
     Family,
     abi::{Clock, ModeFlags, NodeAddrFlags, NodeAddrKey},
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::{
     bpf::{
@@ -23,7 +24,7 @@ use crate::{
         maps::{ClockReader, MapResult, TypedMap},
         store::{ConfigEntry, PinnedStore},
     },
-    config::{Config, Masquerade, RunArgs, SocketLb, TcAttach},
+    config::{Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach},
     dataplane::{
         ApplyReport, Dataplane, DataplaneConfig,
         gc::{FlowGc, Now, Timeouts},
@@ -35,8 +36,10 @@ use crate::{
     },
     hooks::{Hooks, chain},
     kube::{
-        manifests::{Follower, ManifestSource},
+        api::ApiSource,
+        manifests::ManifestSource,
         objects::ObjectEvent,
+        source::{Batch, Source},
         store::{Dirty, Store},
     },
     node::{self, Rules, Snapshot, Watch, cgroup2_mount, netns_cookie, reserved},
@@ -57,6 +60,9 @@ const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// After so long without complete lists the agent serves what it finds in the maps.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Runs the agent until a signal ends it.
 pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
@@ -71,9 +77,12 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new().context("cannot catch signals")?;
-        let (mut agent, follower) = Agent::start(config, observer)?;
+        let (mut agent, source) = Agent::start(config, observer)?;
+        let Some(source) = agent.begin(source, &mut signals).await? else {
+            return Ok(());
+        };
         tracing::info!(elapsed_ms = started.elapsed().as_millis(), "ready");
-        agent.follow(follower, &mut signals).await
+        agent.follow(source, &mut signals).await
     });
     telemetry.stop();
     result
@@ -98,9 +107,18 @@ struct Agent {
 }
 
 impl Agent {
-    /// From nothing, or from what an earlier agent left, to a node that serves everything known.
-    fn start(config: Config, observer: Observer) -> Result<(Agent, Follower)> {
-        let mut source = ManifestSource::open(&config.manifests, &config.node_name)?;
+    /// From nothing, or from what an earlier agent left, to an agent that knows its maps and waits for objects.
+    fn start(config: Config, mut observer: Observer) -> Result<(Agent, Source)> {
+        let source = match &config.source {
+            ObjectSource::Manifests(dir) => {
+                Source::Manifests(Box::new(ManifestSource::open(dir, &config.node_name)?))
+            }
+            ObjectSource::Api(access) => {
+                let source = ApiSource::start(access, &config.node_name, observer.api_metrics())?;
+                observer.set_events(source.events());
+                Source::Api(source)
+            }
+        };
         let features = Features::probe();
         tracing::info!(
             kernel = features.release,
@@ -140,7 +158,7 @@ impl Agent {
         }
         let mut watch = Watch::new().context("cannot follow the interfaces")?;
         let snapshot = watch.snapshot().context("cannot list the interfaces")?;
-        let mut agent = Agent {
+        let agent = Agent {
             hooks: Hooks::new(loaded, tc, config.xdp)?,
             objects: Store::new(),
             desired: Desired::new(NodeView::default()),
@@ -156,14 +174,57 @@ impl Agent {
             config,
             observer,
         };
-        agent.first(source.initial()?)?;
-        let follower = source.follow().context("cannot follow the manifests")?;
-        for problem in follower.problems.list() {
+        Ok((agent, source))
+    }
+
+    /// Waits for the first complete state and serves it; `None`: a signal came before.
+    async fn begin(&mut self, mut source: Source, signals: &mut Signals) -> Result<Option<Source>> {
+        let mut gc = ticks(GC_INTERVAL);
+        let mut patience = pin!(sleep(PATIENCE));
+        let mut is_waiting = false;
+        let events = loop {
+            tokio::select! {
+                biased;
+                signal = signals.stop() => {
+                    log_stop(signal);
+                    return Ok(None);
+                }
+                events = source.initial() => break events?,
+                () = &mut patience, if !is_waiting => {
+                    is_waiting = true;
+                    self.serve_pinned()?;
+                }
+                changed = self.watch.changed() => {
+                    changed.context("cannot hear of changes of the interfaces")?;
+                    self.snapshot = self.watch.snapshot().context("cannot list the interfaces")?;
+                    if is_waiting {
+                        self.serve_pinned()?;
+                    }
+                }
+                _ = gc.tick() => self.collect(),
+            }
+        };
+        self.first(events)?;
+        let (source, problems) = source.follow()?;
+        for problem in problems.list() {
             tracing::error!(file = problem.file, "{}", problem.message);
         }
-        agent.observer.manifest_problems(follower.problems.clone());
-        agent.observer.ready(&agent.desired, &agent.dataplane);
-        Ok((agent, follower))
+        self.observer.manifest_problems(problems);
+        self.observer.ready(&self.desired, &self.dataplane);
+        Ok(Some(source))
+    }
+
+    /// Objects are long in coming: what an earlier agent left is served as it is, new interfaces included.
+    fn serve_pinned(&mut self) -> Result<()> {
+        let left = self.dataplane.usage().service_ports;
+        if left == 0 {
+            return Ok(());
+        }
+        tracing::info!(
+            service_ports = left,
+            "no complete lists yet; what an earlier agent left in the maps is served meanwhile"
+        );
+        self.serve_interfaces()
     }
 
     /// The first complete state: maps, then hooks.
@@ -171,7 +232,7 @@ impl Agent {
         if let Err(error) = reserved::reserve(self.config.snat_ports) {
             tracing::warn!(%error, "cannot keep the ports for source translation out of the host's ephemeral ports");
         }
-        let begun = self.observer.arrived(&events);
+        let begun = self.observer.arrived(events.iter());
         let dirty = self.objects.initial(events);
         self.desired = Desired::new(self.view());
         let changes = self.desired.apply(&self.objects, &dirty);
@@ -187,7 +248,7 @@ impl Agent {
     }
 
     /// Takes what arrives until a signal ends it.
-    async fn follow(&mut self, mut follower: Follower, signals: &mut Signals) -> Result<()> {
+    async fn follow(&mut self, mut source: Source, signals: &mut Signals) -> Result<()> {
         let mut gc = ticks(GC_INTERVAL);
         let mut retry = ticks(RETRY_INTERVAL);
         let mut audit = ticks(AUDIT_INTERVAL);
@@ -197,19 +258,14 @@ impl Agent {
             tokio::select! {
                 biased;
                 signal = signals.stop() => {
-                    tracing::info!(signal, "stopped; the dataplane stays attached, `lb-agent cleanup` removes it");
+                    log_stop(signal);
                     return Ok(());
                 }
-                batch = follower.events.recv(), if events_open => match batch {
-                    Some(mut batch) => {
-                        while let Ok(more) = follower.events.try_recv() {
-                            batch.extend(more);
-                        }
-                        self.objects_changed(batch)?;
-                    }
+                batch = source.next(), if events_open => match batch {
+                    Some(batch) => self.objects_changed(batch)?,
                     None => {
                         events_open = false;
-                        tracing::error!("the manifests are not followed any more; what is known stays served");
+                        tracing::error!("objects are not followed any more; what is known stays served");
                     }
                 },
                 changed = self.watch.changed() => {
@@ -229,16 +285,24 @@ impl Agent {
         }
     }
 
-    fn objects_changed(&mut self, events: Vec<ObjectEvent>) -> Result<()> {
-        let begun = self.observer.arrived(&events);
-        let dirty = self.objects.apply(events);
+    fn objects_changed(&mut self, batch: Batch) -> Result<()> {
+        let begun = self.observer.arrived(batch.events());
+        let mut dirty = Dirty::default();
+        for relist in batch.lists {
+            dirty.extend(
+                self.objects
+                    .relist(relist.list, relist.events, &relist.keep),
+            );
+        }
+        dirty.extend(self.objects.apply(batch.changes));
         if dirty.node {
-            self.node_changed(begun, &dirty)
+            self.node_changed(begun, &dirty)?;
         } else {
             let changes = self.desired.apply(&self.objects, &dirty);
             self.write("change", begun, &changes);
-            Ok(())
         }
+        self.observer.programmed(&batch.triggers);
+        Ok(())
     }
 
     /// Brings changes to the maps.
@@ -516,6 +580,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+fn log_stop(signal: &str) {
+    tracing::info!(
+        signal,
+        "stopped; the dataplane stays attached, `lb-agent cleanup` removes it"
+    );
 }
 
 fn log_errors(report: &ApplyReport) {

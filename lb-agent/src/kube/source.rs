@@ -44,7 +44,7 @@ impl Batch {
 #[derive(Debug)]
 pub enum Source {
     /// A directory, not read yet.
-    Manifests(ManifestSource),
+    Manifests(Box<ManifestSource>),
     /// A directory that is followed.
     Following(Follower),
     /// The API server.

@@ -23,6 +23,11 @@ impl Dirty {
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && !self.node
     }
+    /// Adds what else changed.
+    pub fn extend(&mut self, more: Dirty) {
+        self.services.extend(more.services);
+        self.node |= more.node;
+    }
 }
 
 /// One of the lists that a source delivers.

@@ -6,12 +6,13 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use lb_common::abi::InterfaceRole;
 
 use super::{
+    api::ApiMetrics,
     events, log,
     metrics::{Counters, Lacking},
     state::{Conflict, InterfaceReport, Warning},
@@ -25,7 +26,11 @@ use crate::{
     },
     health::Shared,
     hooks::{InterfaceState, chain},
-    kube::{manifests::ManifestProblems, objects::ObjectEvent},
+    kube::{
+        api::events::{EventWriter, Note, Subject},
+        manifests::ManifestProblems,
+        objects::{Key, ObjectEvent},
+    },
 };
 
 /// Most conflicts and warnings that are shown one by one.
@@ -43,6 +48,10 @@ pub struct Observer {
     /// Errors that have been logged and still stand.
     logged: HashSet<String>,
     are_warnings_stale: bool,
+    /// Writes Events on objects, where there is an API server.
+    events: EventWriter,
+    /// Losers of conflicts that have their Event, with frontend and winner.
+    told: HashSet<(PortKey, SocketAddr, PortKey)>,
 }
 
 impl Observer {
@@ -52,6 +61,28 @@ impl Observer {
             shared,
             ..Observer::default()
         }
+    }
+
+    /// What the API source is to count.
+    pub fn api_metrics(&self) -> Arc<ApiMetrics> {
+        self.shared.api.clone()
+    }
+
+    /// From here on Events are written on objects; the first tells that the agent runs (semantics 25.1).
+    pub fn set_events(&mut self, events: EventWriter) {
+        events.write(Note {
+            subject: Subject::Node,
+            is_warning: false,
+            reason: "Starting",
+            action: "StartKubeProxy",
+            text: format!("lb-agent {} serves Services", env!("CARGO_PKG_VERSION")),
+        });
+        self.events = events;
+    }
+
+    /// Writes Events on objects.
+    pub fn events(&self) -> &EventWriter {
+        &self.events
     }
 
     /// The maps are there: counters can be read, and events where the log wants them.
@@ -66,15 +97,15 @@ impl Observer {
     }
 
     /// Objects arrived; the answer goes to [`Observer::applied`].
-    pub fn arrived(&self, events: &[ObjectEvent]) -> Instant {
-        let slices = events
-            .iter()
-            .filter(|event| matches!(event, ObjectEvent::Slice(..)))
-            .count();
-        let services = events
-            .iter()
-            .filter(|event| matches!(event, ObjectEvent::Service(..)))
-            .count();
+    pub fn arrived<'a>(&self, events: impl Iterator<Item = &'a ObjectEvent>) -> Instant {
+        let (mut slices, mut services) = (0, 0);
+        for event in events {
+            match event {
+                ObjectEvent::Slice(..) => slices += 1,
+                ObjectEvent::Service(..) => services += 1,
+                ObjectEvent::Node(_) => {}
+            }
+        }
         // A Service is a change for each family (semantics 23.4).
         self.shared
             .metrics
@@ -132,6 +163,15 @@ impl Observer {
         self.are_warnings_stale |= !changes.is_empty();
     }
 
+    /// What led to changes of slices happened then; they are in the maps now (semantics 23.1).
+    pub fn programmed(&self, triggers: &[(IpFamily, SystemTime)]) {
+        for (family, at) in triggers {
+            // A clock that runs ahead elsewhere gives no time below zero.
+            let took = at.elapsed().unwrap_or_default();
+            self.shared.metrics.programmed(*family, took);
+        }
+    }
+
     /// What was pending was tried again.
     pub fn settled(&mut self, report: &ApplyReport, dataplane: &Dataplane<PinnedStore>) {
         let mut errors = HashSet::new();
@@ -160,6 +200,16 @@ impl Observer {
             let before = self.unserved.get(port).and_then(|lacking| lacking.map);
             if let Some(map) = lacking.map.filter(|map| before != Some(*map)) {
                 self.shared.metrics.map_full(map);
+            }
+            if !self.unserved.contains_key(port) {
+                let text = format!(
+                    "port {} ({}): {}",
+                    port.name,
+                    port.family.name(),
+                    lacking.message
+                );
+                self.events
+                    .warn(&service_key(port), "NotServed", "Program", text);
             }
         }
         for port in self
@@ -193,6 +243,28 @@ impl Observer {
             };
         }
         self.shared.board.name(ids);
+    }
+
+    /// Events on Services that lose a frontend to another one, each once while it lasts (semantics 21.5).
+    fn tell_conflicts(&mut self, desired: &Desired) {
+        let mut standing = HashSet::new();
+        for conflict in desired.conflicts().take(SHOWN) {
+            let frontend = SocketAddr::new(conflict.frontend.addr, conflict.frontend.port);
+            for loser in &conflict.losers {
+                let which = (loser.clone(), frontend, conflict.winner.clone());
+                if !self.told.contains(&which) {
+                    let text = format!(
+                        "{frontend}/{} belongs to {}, which claims it, too, and goes before",
+                        conflict.frontend.protocol.name(),
+                        conflict.winner.name
+                    );
+                    self.events
+                        .warn(&service_key(loser), "FrontendConflict", "Program", text);
+                }
+                standing.insert(which);
+            }
+        }
+        self.told = standing;
     }
 
     /// Whether the change is of a port that has, or had, a policy Local without endpoints.
@@ -289,6 +361,9 @@ impl Observer {
             room.selection_rows as usize,
         );
         if std::mem::take(&mut self.are_warnings_stale) {
+            if self.events.is_connected() {
+                self.tell_conflicts(desired);
+            }
             let conflicts = desired.conflicts().take(SHOWN).map(conflict).collect();
             let warning = |key: &crate::kube::objects::Key, text: &String| Warning {
                 service: key.to_string(),
@@ -309,6 +384,10 @@ impl Observer {
 fn lacks_local(port: &ServicePort) -> [bool; 2] {
     let empty = port.has_endpoints && !port.endpoints.iter().any(|endpoint| endpoint.in_local);
     [port.internal_local && empty, port.external_local && empty]
+}
+
+fn service_key(port: &PortKey) -> Key {
+    Key::new(&port.name.namespace, &port.name.service)
 }
 
 fn conflict(conflict: desired::Conflict) -> Conflict {

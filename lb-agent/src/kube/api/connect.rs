@@ -37,7 +37,9 @@ pub enum AccessError {
         source: Box<KubeconfigError>,
     },
     /// There is no kubeconfig, and this is no Pod with a service account.
-    #[error("this is no Pod with a service account; name a kubeconfig with --kubeconfig FILE")]
+    #[error(
+        "this is no Pod with a service account; name a kubeconfig with --kubeconfig FILE, or serve manifests with --manifests DIR"
+    )]
     NoPod(#[source] Box<InClusterError>),
     /// The address is none.
     #[error("--apiserver {server}: write https://ADDRESS:PORT")]
