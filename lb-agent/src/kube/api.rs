@@ -47,7 +47,8 @@ pub struct ApiSource {
     /// The end of the wait for addresses, once everything else is there.
     patience: Option<Instant>,
     /// The thread ends when this is dropped.
-    _alive: oneshot::Sender<()>,
+    #[expect(dead_code, reason = "only its drop counts")]
+    alive: Option<oneshot::Sender<()>>,
 }
 
 impl ApiSource {
@@ -67,41 +68,53 @@ impl ApiSource {
         metrics: Arc<ApiMetrics>,
         pace: Pace,
     ) -> Result<ApiSource, ApiError> {
-        let mailbox = Arc::new(Mailbox::default());
-        let problems = Problems::default();
-        let shown = problems.shown();
-        let (alive, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(ApiError::Thread)?;
-        let connection = runtime.block_on(connect::connect(access))?;
-        metrics.connect(&connection.host);
-        tracing::info!(server = connection.address, "watching the API server");
-        let (events, queue) = EventWriter::new(metrics.clone());
-        let common = Common {
-            connection,
-            node_name: node_name.into(),
-            mailbox: mailbox.clone(),
-            names: Arc::default(),
-            metrics,
-            problems,
-            pace,
+        let source = ApiSource {
+            mailbox: Arc::default(),
+            problems: ManifestProblems::default(),
+            events: EventWriter::default(),
+            patience: None,
+            alive: None,
         };
+        let (mailbox, problems) = (
+            source.mailbox.clone(),
+            Problems::new(source.problems.clone()),
+        );
+        let (events, queue) = EventWriter::new(metrics.clone());
+        let (alive, ended) = oneshot::channel();
+        // The caller may drive a runtime of its own, in which no other one can be entered.
+        let (report, started) = std::sync::mpsc::channel();
+        let (access, node_name) = (access.clone(), Arc::from(node_name));
         let work = async move {
+            let connection = match connect::connect(&access).await {
+                Ok(connection) => connection,
+                Err(error) => return drop(report.send(Err(error))),
+            };
+            metrics.connect(&connection.host);
+            tracing::info!(server = connection.address, "watching the API server");
+            drop(report.send(Ok(())));
+            let client = connection.client.clone();
+            let common = Common {
+                connection,
+                node_name,
+                mailbox,
+                names: Arc::default(),
+                metrics,
+                problems,
+                pace,
+            };
             let mut tasks = JoinSet::new();
             for list in [List::Services, List::Slices, List::Node] {
                 tasks.spawn(Watcher::new(list, common.clone()).run());
             }
-            tasks.spawn(events::write(
-                common.connection.client.clone(),
-                common.node_name.clone(),
-                queue,
-                common.metrics.clone(),
-            ));
+            let (node_name, metrics) = (common.node_name.clone(), common.metrics.clone());
+            tasks.spawn(events::write(client, node_name, queue, metrics));
             tokio::select! {
                 _dropped = ended => {}
-                // Watchers never end by themselves: one has panicked.
+                // No task ends by itself.
                 _ended = tasks.join_next() => {}
             }
             common.mailbox.close();
@@ -110,12 +123,13 @@ impl ApiSource {
             .name("api".to_owned())
             .spawn(move || runtime.block_on(work))
             .map_err(ApiError::Thread)?;
+        started
+            .recv()
+            .map_err(|_ended| ApiError::Thread(io::Error::other("it ended at once")))??;
         Ok(ApiSource {
-            mailbox,
-            problems: shown,
             events,
-            patience: None,
-            _alive: alive,
+            alive: Some(alive),
+            ..source
         })
     }
 

@@ -68,15 +68,8 @@ impl Observer {
         self.shared.api.clone()
     }
 
-    /// From here on Events are written on objects; the first tells that the agent runs (semantics 25.1).
+    /// From here on Events are written on objects.
     pub fn set_events(&mut self, events: EventWriter) {
-        events.write(Note {
-            subject: Subject::Node,
-            is_warning: false,
-            reason: "Starting",
-            action: "StartKubeProxy",
-            text: format!("lb-agent {} serves Services", env!("CARGO_PKG_VERSION")),
-        });
         self.events = events;
     }
 
@@ -310,6 +303,14 @@ impl Observer {
     pub fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>) {
         self.tick(desired, dataplane, [0; 4]);
         self.shared.set_ready();
+        // semantics 25.1
+        self.events.write(Note {
+            subject: Subject::Node,
+            is_warning: false,
+            reason: "Starting",
+            action: "StartKubeProxy",
+            text: format!("lb-agent {} serves Services", env!("CARGO_PKG_VERSION")),
+        });
     }
 
     /// Once a second: what is too long for every step. `flows` are the entries of `flows_v4`, `openings_v4`,

@@ -134,15 +134,18 @@ impl World {
             server: Some(format!("http://{}", api.address)),
         };
         let metrics = Arc::new(ApiMetrics::default());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        // As the agent does it: inside a runtime.
+        let start = async { ApiSource::start_with(&access, "node-a", metrics.clone(), pace) };
         World {
-            source: ApiSource::start_with(&access, "node-a", metrics.clone(), pace).unwrap(),
+            source: runtime.block_on(start).unwrap(),
             api,
             store: Store::new(),
             metrics,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap(),
+            runtime,
         }
     }
 

@@ -109,16 +109,19 @@ impl WatchError {
 }
 
 /// Objects that cannot be used, with the reason.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Problems {
     all: Arc<Mutex<BTreeMap<ObjectId, String>>>,
     shown: ManifestProblems,
 }
 
 impl Problems {
-    /// Where they can be read.
-    pub(super) fn shown(&self) -> ManifestProblems {
-        self.shown.clone()
+    /// They can be read there.
+    pub(super) fn new(shown: ManifestProblems) -> Problems {
+        Problems {
+            all: Arc::default(),
+            shown,
+        }
     }
     fn all(&self) -> MutexGuard<'_, BTreeMap<ObjectId, String>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
