@@ -192,6 +192,7 @@ impl Agent {
                 events = source.initial() => break events?,
                 () = &mut patience, if !is_waiting => {
                     is_waiting = true;
+                    tracing::info!("no complete lists yet; what an earlier agent left in the maps is served meanwhile");
                     self.serve_pinned()?;
                 }
                 changed = self.watch.changed() => {
@@ -216,14 +217,9 @@ impl Agent {
 
     /// Objects are long in coming: what an earlier agent left is served as it is, new interfaces included.
     fn serve_pinned(&mut self) -> Result<()> {
-        let left = self.dataplane.usage().service_ports;
-        if left == 0 {
+        if self.dataplane.usage().service_ports == 0 {
             return Ok(());
         }
-        tracing::info!(
-            service_ports = left,
-            "no complete lists yet; what an earlier agent left in the maps is served meanwhile"
-        );
         self.serve_interfaces()
     }
 

@@ -26,7 +26,8 @@ pub enum LogError {
 pub fn init(format: LogFormat) -> Result<(), LogError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(text).map_err(LogError::Filter)?,
-        _ => EnvFilter::new("info"),
+        // The client logs every request that fails, beside the watcher that says what follows from it.
+        _ => EnvFilter::new("info,kube_client::client::builder=off"),
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -59,7 +59,8 @@ pub struct Note {
 pub struct EventWriter(Option<(mpsc::Sender<Note>, Arc<ApiMetrics>)>);
 
 impl EventWriter {
-    pub(super) fn new(metrics: Arc<ApiMetrics>) -> (EventWriter, mpsc::Receiver<Note>) {
+    /// A writer and the queue that it fills.
+    pub(crate) fn new(metrics: Arc<ApiMetrics>) -> (EventWriter, mpsc::Receiver<Note>) {
         let (sender, queue) = mpsc::channel(QUEUE);
         (EventWriter(Some((sender, metrics))), queue)
     }
