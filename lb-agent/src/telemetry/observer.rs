@@ -482,6 +482,46 @@ mod tests {
     }
 
     #[test]
+    fn the_loser_of_a_frontend_hears_of_it_once_while_it_lasts() {
+        // semantics 21.5
+        let (events, mut queue) = EventWriter::new(Arc::default());
+        let mut observer = Observer {
+            events,
+            ..Observer::default()
+        };
+        let with_vip = |name: &str, created_ns: i128| {
+            let mut service = crate::desired::testing::service(name);
+            service.external_ips = vec!["203.0.113.7".parse().unwrap()];
+            service.created_ns = Some(created_ns);
+            ObjectEvent::Service(service.key.clone(), Some(Arc::new(service)))
+        };
+        let mut store = crate::kube::Store::new();
+        let mut desired = Desired::new(crate::desired::testing::node());
+        let dirty = store.initial([with_vip("old", 1), with_vip("young", 2)]);
+        desired.apply(&store, &dirty);
+        observer.tell_conflicts(&desired);
+        observer.tell_conflicts(&desired);
+        let note = queue.try_recv().unwrap();
+        assert_eq!(
+            (note.subject, note.reason),
+            (
+                Subject::Service(Key::new("default", "young")),
+                "FrontendConflict"
+            )
+        );
+        assert!(note.text.contains("default/old"), "{}", note.text);
+        assert!(queue.try_recv().is_err(), "told once");
+        // It goes and comes back.
+        let gone = ObjectEvent::Service(Key::new("default", "old"), None);
+        for events in [vec![gone], vec![with_vip("old", 1)]] {
+            let dirty = store.apply(events);
+            desired.apply(&store, &dirty);
+            observer.tell_conflicts(&desired);
+        }
+        assert!(queue.try_recv().is_ok(), "told again");
+    }
+
+    #[test]
     fn the_count_follows_changes() {
         let mut observer = Observer::default();
         let without = port(false, true);
