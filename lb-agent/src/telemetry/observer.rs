@@ -491,6 +491,7 @@ mod tests {
         };
         let with_vip = |name: &str, created_ns: i128| {
             let mut service = crate::desired::testing::service(name);
+            service.cluster_ips = vec![format!("10.96.0.{created_ns}").parse().unwrap()];
             service.external_ips = vec!["203.0.113.7".parse().unwrap()];
             service.created_ns = Some(created_ns);
             ObjectEvent::Service(service.key.clone(), Some(Arc::new(service)))
