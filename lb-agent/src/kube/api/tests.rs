@@ -509,19 +509,26 @@ fn a_server_in_trouble_is_asked_again_and_again_while_the_last_state_stays() {
 #[test]
 fn a_silent_watch_is_opened_anew() {
     let pace = Pace {
-        watching: Duration::from_millis(50),
+        watching: Duration::from_millis(500),
         ..pace()
     };
     let mut world = World::at_pace(
         pace,
         vec![
             streamed(5, &[]).then(Part::Hold),
-            Reply::lines([event("ADDED", &service("a", 1, 6))]).then(Part::Hold),
+            Reply::lines([event("ADDED", &service("a", 1, 6))]),
+            Reply::text(410, status(410, "")),
+            streamed(9, &[service("a", 2, 8)]).then(Part::Hold),
         ],
         held(1),
     );
     world.first();
     world.until("the second watch", |w| w.serves(&["a:1"]));
+    world.until("the second list", |w| w.serves(&["a:2"]));
+    assert_eq!(
+        world.asked("sendInitialEvents")[..4],
+        ["true", "", "", "true"]
+    );
 }
 
 #[test]

@@ -232,8 +232,8 @@ impl Watcher {
         let mut version: Option<String> = None;
         loop {
             let begun = Instant::now();
-            let is_listing = version.is_none();
             let result = self.follow(&mut version).await;
+            let is_listing = version.is_none();
             match result {
                 Ok(()) if begun.elapsed() >= SHORT => {}
                 Ok(()) => self.pause().await,
