@@ -10,7 +10,7 @@ use lb_common::abi::{
     FlowKey, Fragment, FragmentKey, Interface, MacAddr, ModeFlags, SELECTION_BLOCK_ROWS, Scratch,
     Service, ServiceKey, XdpDevice, port_filter_slot,
 };
-use lb_common::family::Family;
+use lb_common::family::{Address, Family};
 use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
 
 use crate::maps::{
@@ -32,7 +32,15 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         // SAFETY: the verifier knows the pointer as a map value of this size, it stays readable for the
         // program's run, and every bit pattern is a valid `Flow`. It may change meanwhile: the caller
         // compares the check, which is read with the rest.
-        unsafe { core::ptr::read(self.0) }
+        let mut flow = unsafe { core::ptr::read(self.0) };
+        if F::IS_V6 {
+            // The addresses again, by 64-bit words: the compiler must think that map values are aligned to 4.
+            // SAFETY: as above; the kernel does not need the alignment in map values.
+            flow.to.saddr = unsafe { wide(&raw const (*self.0).to.saddr) };
+            // SAFETY: as above.
+            flow.to.daddr = unsafe { wide(&raw const (*self.0).to.daddr) };
+        }
+        flow
     }
     #[inline(always)]
     fn flags(&self) -> u16 {
@@ -61,6 +69,26 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         // SAFETY: as in `read`; a reader between the two writes sends one packet to the old address.
         unsafe { (*self.0).dmac = dmac }
     }
+}
+
+/// Reads an IPv6 address as two 64-bit words.
+///
+/// # Safety
+/// The address is in a map value.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+unsafe fn wide<A: Address>(addr: *const A) -> A {
+    let words: *const u64 = addr.cast();
+    // SAFETY: the caller's promise.
+    let low = unsafe { core::ptr::read(words) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { core::ptr::read(words.add(1)) };
+    A::from_words([
+        low as u32,
+        (low >> 32) as u32,
+        high as u32,
+        (high >> 32) as u32,
+    ])
 }
 
 /// The per-CPU scratch entry.

@@ -2,7 +2,7 @@
 //!
 //! Nothing is attached or pinned; everything goes with [`Programs`].
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -54,6 +54,40 @@ pub struct Run {
     pub packet: Vec<u8>,
     /// Time of one run; the mean where there were several.
     pub duration: Duration,
+}
+
+/// Bytes of stack that each program of the object uses: the lowest address that it forms from the frame pointer.
+pub fn stack_depths() -> Result<BTreeMap<String, u32>> {
+    /// `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`.
+    const MOVE: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    const FRAME: u8 = 10;
+    /// Classes of instructions that access memory by a register and an offset.
+    const LDX: u8 = 1;
+    const ST: u8 = 2;
+    const STX: u8 = 3;
+    let path = object_path();
+    let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let object = aya_obj::Object::parse(&object).context("cannot parse the object")?;
+    let depth = |function: &aya_obj::obj::Function| {
+        let instructions = &function.instructions;
+        let direct = instructions.iter().filter_map(|i| match i.code & 7 {
+            ST | STX if i.dst_reg() == FRAME => Some(i32::from(i.off)),
+            LDX if i.src_reg() == FRAME => Some(i32::from(i.off)),
+            _ => None,
+        });
+        let formed = instructions.windows(2).filter_map(|pair| {
+            let copies = pair[0].code == MOVE && pair[0].src_reg() == FRAME;
+            let moves = pair[1].code == ADD && pair[1].dst_reg() == pair[0].dst_reg();
+            (copies && moves).then_some(pair[1].imm)
+        });
+        direct.chain(formed).min().unwrap_or(0).unsigned_abs()
+    };
+    Ok(object
+        .functions
+        .values()
+        .map(|function| (function.name.clone(), depth(function)))
+        .collect())
 }
 
 /// Where `cargo xtask build` leaves the programs.

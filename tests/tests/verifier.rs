@@ -1,11 +1,16 @@
 //! Every program of the object passes the verifier of the running kernel.
 
 use anyhow::{Context as _, Result, ensure};
-use lb_tests::{prog_run::Programs, require};
+use lb_tests::{
+    prog_run::{Programs, stack_depths},
+    require,
+};
 
 /// The verifier gives up after it has walked 1,000,000 instructions. Half of that leaves room for older
 /// kernels, which prune less.
 const MOST_INSTRUCTIONS: u32 = 500_000;
+/// The kernel's limit (`MAX_BPF_STACK`).
+const MOST_STACK: u32 = 512;
 
 #[test]
 fn every_program_is_accepted() -> Result<()> {
@@ -14,17 +19,25 @@ fn every_program_is_accepted() -> Result<()> {
     let mut names = programs.names();
     names.sort();
     ensure!(!names.is_empty(), "the object holds no program");
-    println!("{:16} {:>10} {:>10}", "program", "verified", "bytes");
+    let stack = stack_depths()?;
+    println!(
+        "{:16} {:>10} {:>10} {:>10}",
+        "program", "verified", "bytes", "stack"
+    );
     for name in names {
         let info = programs
             .verify(&name)?
             .info()
             .with_context(|| format!("cannot read about `{name}`"))?;
         let verified = info.verified_instruction_count().unwrap_or(0);
+        let stack = stack
+            .get(&name)
+            .with_context(|| format!("`{name}` is no function of the object"))?;
         println!(
-            "{name:16} {verified:>10} {:>10}",
+            "{name:16} {verified:>10} {:>10} {stack:>10}",
             info.size_translated().unwrap_or(0)
         );
+        ensure!(*stack <= MOST_STACK, "`{name}` uses {stack} bytes of stack");
         ensure!(
             verified <= MOST_INSTRUCTIONS,
             "`{name}`: the verifier walks {verified} instructions"

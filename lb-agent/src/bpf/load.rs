@@ -520,7 +520,14 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(stat.f_type == libc::BPF_FS_MAGIC as libc::__fsword_t)
+    // The C libraries disagree about the types.
+    #[allow(
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::unnecessary_cast,
+        reason = "magic numbers have 32 bits"
+    )]
+    Ok(stat.f_type as u32 == libc::BPF_FS_MAGIC as u32)
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), LoadError> {

@@ -58,6 +58,22 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed> {
     Ok(removed)
 }
 
+/// Removes what agents of other versions left, whose maps this one cannot read; returns how many pins. Their flows are
+/// lost.
+pub fn remove_other_versions(bpffs: &Path) -> Result<usize> {
+    let own = pin_dir(bpffs);
+    let mut pins = 0;
+    for version in entries(&bpffs.join(PIN_ROOT))? {
+        if version != own {
+            for link in entries(&version.join("links"))? {
+                release(&link).with_context(|| format!("cannot detach {}", link.display()))?;
+            }
+            pins += remove_all(&version)?;
+        }
+    }
+    Ok(pins)
+}
+
 fn remove_filters() -> Result<usize> {
     let failed = "cannot list the interfaces; run as root";
     let mut socket = Socket::new().context(failed)?;

@@ -1,26 +1,33 @@
 //! The ports for source translation are kept out of the host's ephemeral ports
 //! (`net.ipv4.ip_local_reserved_ports`), beside what is reserved already.
 
-use std::{fs, io};
+use std::{env, fs, io, path::PathBuf};
 
-const PATH: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// Names the directory with this node's `net/` settings where `/proc/sys` is not writable: in a container that is not
+/// privileged the host's is mounted elsewhere.
+const PROC_SYS: &str = "LB_PROC_SYS";
+
+fn path() -> PathBuf {
+    let root = env::var_os(PROC_SYS).map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from);
+    root.join("net/ipv4/ip_local_reserved_ports")
+}
 
 /// Reserves a range; `false`: it was reserved already.
 pub fn reserve(range: (u16, u16)) -> io::Result<bool> {
-    match with_range(&fs::read_to_string(PATH)?, range) {
-        Some(list) => fs::write(PATH, list).map(|()| true),
+    match with_range(&fs::read_to_string(path())?, range) {
+        Some(list) => fs::write(path(), list).map(|()| true),
         None => Ok(false),
     }
 }
 
 /// Gives a range back that [`reserve`] added.
 pub fn release(range: (u16, u16)) -> io::Result<()> {
-    let list = fs::read_to_string(PATH)?;
+    let list = fs::read_to_string(path())?;
     let left = without_range(&list, range);
     if left == list.trim() {
         Ok(())
     } else {
-        fs::write(PATH, left + "\n")
+        fs::write(path(), left + "\n")
     }
 }
 

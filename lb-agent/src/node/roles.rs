@@ -88,8 +88,13 @@ fn role(link: &Link, snapshot: &Snapshot, rules: &Rules) -> Option<InterfaceRole
         .master
         .and_then(|master| snapshot.links.iter().find(|link| link.ifindex == master));
     match link.kind.as_str() {
-        // The host's end: the other one is in a pod's namespace.
-        "veth" | "netkit" if link.lower_elsewhere => Some(InterfaceRole::Pod),
+        // The host's end: the other one is in a pod's namespace. With a default route it is this node's own uplink:
+        // the node is a container itself.
+        "veth" | "netkit"
+            if link.lower_elsewhere && !snapshot.default_links.contains(&Some(link.ifindex)) =>
+        {
+            Some(InterfaceRole::Pod)
+        }
         "tun" if link.hardware == ARPHRD_ETHER => Some(InterfaceRole::Pod),
         // A bridge that only switches is not on the way of any routed packet.
         "bridge"
@@ -271,6 +276,18 @@ mod tests {
             .map(|(name, role, xdp)| ((*name).to_owned(), *role, *xdp))
             .collect();
         assert_eq!(roles(XdpMode::Auto), expected);
+    }
+
+    #[test]
+    fn a_veth_with_the_default_route_is_an_uplink() {
+        let mut node = node();
+        node.default_links = [Some(3), None];
+        let role = |name: &str| {
+            let all = interfaces(&node, &rules(XdpMode::Auto));
+            all.into_iter().find(|i| i.name == name).map(|i| i.role)
+        };
+        assert_eq!(role("vethpod"), Some(InterfaceRole::External));
+        assert_eq!(role("vethport"), Some(InterfaceRole::Pod));
     }
 
     #[test]

@@ -21,7 +21,8 @@ impl Diff {
     #[must_use]
     pub fn word(self, old: u32, new: u32) -> Self {
         Diff {
-            sum: self.sum + !old as u64 + new as u64,
+            // 0xffff_ffff - old is !old; so written the constants of several words become one.
+            sum: self.sum + (0xffff_ffff - old as u64) + new as u64,
         }
     }
     /// A half-word changes.

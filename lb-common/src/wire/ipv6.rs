@@ -1,6 +1,6 @@
 //! IPv6 (RFC 8200).
 
-use super::{W16, W32};
+use super::{W16, W32, W64};
 use crate::abi::{Addr6, Be16, Be32};
 
 /// An IPv6 header.
@@ -23,8 +23,8 @@ pub struct Ipv6 {
     pub next_header: u8,
     /// Hop limit.
     pub hop_limit: u8,
-    saddr: [W32; 4],
-    daddr: [W32; 4],
+    saddr: [W64; 2],
+    daddr: [W64; 2],
 }
 
 /// Numbers of extension headers.
@@ -128,21 +128,14 @@ impl Ipv6 {
 }
 
 #[inline(always)]
-fn read(words: &[W32; 4]) -> Addr6 {
-    Addr6 {
-        be: [
-            words[0].get().be,
-            words[1].get().be,
-            words[2].get().be,
-            words[3].get().be,
-        ],
-    }
+fn read(words: &[W64; 2]) -> Addr6 {
+    let ([a, b], [c, d]) = (words[0].get(), words[1].get());
+    Addr6 { be: [a, b, c, d] }
 }
 
 #[inline(always)]
-fn write(words: &mut [W32; 4], addr: Addr6) {
-    words[0].set(Be32 { be: addr.be[0] });
-    words[1].set(Be32 { be: addr.be[1] });
-    words[2].set(Be32 { be: addr.be[2] });
-    words[3].set(Be32 { be: addr.be[3] });
+fn write(words: &mut [W64; 2], addr: Addr6) {
+    let [a, b, c, d] = addr.be;
+    words[0].set([a, b]);
+    words[1].set([c, d]);
 }

@@ -32,6 +32,12 @@ pub struct W16(u16);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct W32(u32);
 
+/// 64 bits of a header.
+#[cfg(target_arch = "bpf")]
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct W64(u64);
+
 #[cfg(not(target_arch = "bpf"))]
 mod native {
     use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -49,9 +55,16 @@ mod native {
         Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
     )]
     pub struct W32(pub(super) [u8; 4]);
+
+    /// 64 bits of a header.
+    #[repr(transparent)]
+    #[derive(
+        Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+    )]
+    pub struct W64(pub(super) [[u8; 4]; 2]);
 }
 #[cfg(not(target_arch = "bpf"))]
-pub use native::{W16, W32};
+pub use native::{W16, W32, W64};
 
 #[cfg(target_arch = "bpf")]
 impl W16 {
@@ -81,6 +94,22 @@ impl W32 {
     }
 }
 
+#[cfg(target_arch = "bpf")]
+impl W64 {
+    /// Reads its two words.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+    pub fn get(self) -> [u32; 2] {
+        let word = self.0;
+        [word as u32, (word >> 32) as u32]
+    }
+    /// Writes its two words.
+    #[inline(always)]
+    pub fn set(&mut self, [low, high]: [u32; 2]) {
+        self.0 = low as u64 | ((high as u64) << 32);
+    }
+}
+
 #[cfg(not(target_arch = "bpf"))]
 impl W16 {
     /// Reads it.
@@ -106,6 +135,18 @@ impl W32 {
     /// Writes it.
     pub fn set(&mut self, value: Be32) {
         self.0 = value.be.to_ne_bytes();
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl W64 {
+    /// Reads its two words.
+    pub fn get(self) -> [u32; 2] {
+        self.0.map(u32::from_ne_bytes)
+    }
+    /// Writes its two words.
+    pub fn set(&mut self, words: [u32; 2]) {
+        self.0 = words.map(u32::to_ne_bytes);
     }
 }
 
