@@ -273,6 +273,7 @@ impl Agent {
                     if self.dataplane.is_pending() {
                         let report = self.dataplane.retry();
                         self.observer.settled(&report, &self.dataplane);
+                        self.observer.health_checks(&self.desired);
                     }
                     self.observer.tick(&self.desired, &self.dataplane, self.gc.entries());
                 }
@@ -306,6 +307,7 @@ impl Agent {
         let report = self.dataplane.apply(changes);
         self.observer
             .applied(what, begun, changes, &report, &self.dataplane);
+        self.observer.health_checks(&self.desired);
     }
 
     fn network_changed(&mut self) -> Result<()> {

@@ -4,6 +4,7 @@
 pub mod affinity;
 pub mod conflict;
 pub mod endpoints;
+pub mod health;
 pub mod node;
 pub mod policy;
 pub mod service;
@@ -21,6 +22,7 @@ use std::{
 
 use self::{
     conflict::{Claim, Claims},
+    health::HealthCheck,
     service::Context,
     state::{Change, Frontend, PortKey, ServicePort},
 };
@@ -60,6 +62,9 @@ pub struct Desired {
     services: HashMap<Key, Vec<Held>>,
     claims: Claims,
     problems: BTreeMap<Key, Vec<String>>,
+    health_checks: BTreeMap<Key, HealthCheck>,
+    /// Counts changes of `health_checks`.
+    health_revision: u64,
 }
 
 impl Desired {
@@ -70,6 +75,8 @@ impl Desired {
             services: HashMap::new(),
             claims: Claims::default(),
             problems: BTreeMap::new(),
+            health_checks: BTreeMap::new(),
+            health_revision: 0,
         }
     }
 
@@ -127,6 +134,16 @@ impl Desired {
             .map(|(key, texts)| (key, texts.as_slice()))
     }
 
+    /// What the `healthCheckNodePort` of Services is to answer.
+    pub const fn health_checks(&self) -> &BTreeMap<Key, HealthCheck> {
+        &self.health_checks
+    }
+
+    /// Another number whenever [`Desired::health_checks`] differs.
+    pub const fn health_revision(&self) -> u64 {
+        self.health_revision
+    }
+
     fn evaluate<'a>(&mut self, store: &Store, keys: impl Iterator<Item = &'a Key>) -> Vec<Change> {
         let mut step = Step::default();
         for key in keys {
@@ -136,6 +153,9 @@ impl Desired {
             });
             let created_ns = service.and_then(|service| service.created_ns);
             self.note_problems(key, service.map_or_else(Vec::new, |s| service::problems(s)));
+            let check =
+                service.and_then(|s| health::check(s, store.slices_of(key), &self.context.node));
+            self.note_health(key, check);
             self.replace(key, new, created_ns, &mut step);
         }
         self.settle(step)
@@ -247,6 +267,14 @@ impl Desired {
         }
         changes.extend(step.removed.into_iter().map(Change::Remove));
         changes
+    }
+
+    fn note_health(&mut self, key: &Key, check: Option<HealthCheck>) {
+        let before = match check {
+            Some(check) => self.health_checks.insert(key.clone(), check),
+            None => self.health_checks.remove(key),
+        };
+        self.health_revision += u64::from(before != check);
     }
 
     fn note_problems(&mut self, key: &Key, problems: Vec<String>) {

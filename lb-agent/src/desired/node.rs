@@ -54,6 +54,18 @@ impl Default for NodePortAddresses {
     }
 }
 
+impl NodePortAddresses {
+    fn of_family(&self, family: IpFamily) -> impl Iterator<Item = &Prefix> {
+        let is_of_family = move |prefix: &&Prefix| IpFamily::of(&prefix.addr) == family;
+        self.prefixes.iter().filter(is_of_family)
+    }
+    /// Whether every address of a family is accepted (14.5, 14.6).
+    pub fn is_open(&self, family: IpFamily) -> bool {
+        let mut prefixes = self.of_family(family).peekable();
+        (prefixes.peek().is_none() && !self.primary) || prefixes.any(|prefix| prefix.len == 0)
+    }
+}
+
 /// A `--nodeport-addresses` that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NodePortAddressesError {
@@ -123,11 +135,7 @@ impl FromStr for NodePortAddresses {
 /// does: they are no more than one interface's, and every interface has one.
 pub fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
     let rules = &node.node_port_addresses;
-    let prefixes: Vec<&Prefix> = rules
-        .prefixes
-        .iter()
-        .filter(|prefix| IpFamily::of(&prefix.addr) == family)
-        .collect();
+    let prefixes: Vec<&Prefix> = rules.of_family(family).collect();
     let mut accepted = BTreeSet::new();
     if rules.primary {
         accepted.extend(node.primary(family).filter(|addr| !addr.is_loopback()));
@@ -159,7 +167,16 @@ pub fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
     accepted.into_iter().collect()
 }
 
-fn is_link_local(addr: &IpAddr) -> bool {
+/// The address that stands for any of a family.
+pub const fn unspecified(family: IpFamily) -> IpAddr {
+    match family {
+        IpFamily::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpFamily::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// Whether an address means something on one link only.
+pub fn is_link_local(addr: &IpAddr) -> bool {
     matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 

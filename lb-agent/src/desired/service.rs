@@ -3,7 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use super::{
-    affinity, endpoints,
+    affinity, endpoints, health,
     node::NodeView,
     policy,
     state::{Frontend, FrontendKindOrd, IpFamily, PortKey, Prefix, ServicePort, ServicePortName},
@@ -187,6 +187,13 @@ fn frontends(port: &Port, addresses: &Addresses, node_ports: &[IpAddr]) -> Vec<F
 /// What a person should know about a Service that is served nevertheless.
 pub fn problems(service: &Service) -> Vec<String> {
     let mut problems = service.skipped.clone();
+    if health::is_asked(service) && service.health_check_node_port == 0 {
+        // semantics 15.1
+        problems.push(
+            "spec.healthCheckNodePort: is 0, so a load balancer cannot ask where its endpoints are"
+                .to_owned(),
+        );
+    }
     for family in IpFamily::BOTH {
         let is_of_family = |addr: &IpAddr| IpFamily::of(addr) == family;
         let open = service.load_balancer_ips.iter().any(is_of_family)

@@ -21,10 +21,10 @@ use crate::{
     bpf::{maps::MapResult, store::PinnedStore},
     dataplane::{ApplyReport, Dataplane, MapStore},
     desired::{
-        self, Desired,
+        self, Desired, health,
         state::{Change, IpFamily, PortKey, ServicePort},
     },
-    health::Shared,
+    health::{Shared, node_port::Plan},
     hooks::{InterfaceState, chain},
     kube::{
         api::events::{EventWriter, Note, Subject},
@@ -52,6 +52,16 @@ pub struct Observer {
     events: EventWriter,
     /// Losers of conflicts that have their Event, with frontend and winner.
     told: HashSet<(PortKey, SocketAddr, PortKey)>,
+    /// What load balancers hear: the revision it was made of, and whether ports were lacking in it.
+    health: Health,
+}
+
+/// What was last told to those that answer health checks.
+#[derive(Debug, Default)]
+struct Health {
+    revision: Option<u64>,
+    unserved: Vec<PortKey>,
+    plan: Plan,
 }
 
 impl Observer {
@@ -218,6 +228,37 @@ impl Observer {
         }
         self.shared.board.set_unserved(&unserved);
         self.unserved = unserved;
+    }
+
+    /// Load balancers hear of what is in the maps now. A Service with a port that found no room keeps the answer that it
+    /// had (semantics 15.9).
+    pub fn health_checks(&mut self, desired: &Desired) {
+        let addresses = IpFamily::BOTH.map(|family| health::addresses(desired.node(), family));
+        let revision = Some(desired.health_revision());
+        let same = self.health.revision == revision
+            && self.health.plan.addresses == addresses
+            && self.unserved.keys().eq(&self.health.unserved);
+        if same {
+            return;
+        }
+        let mut checks = desired.health_checks().clone();
+        for port in self.unserved.keys() {
+            let key = service_key(port);
+            if let Some(check) = checks.get_mut(&key) {
+                let index = port.family.index();
+                let before = self.health.plan.checks.get(&key);
+                let count = before.and_then(|before| before.local[index]).unwrap_or(0);
+                check.local[index] = check.local[index].map(|_| count);
+            }
+        }
+        self.health = Health {
+            revision,
+            unserved: self.unserved.keys().cloned().collect(),
+            plan: Plan { addresses, checks },
+        };
+        let health_checks = &self.shared.health_checks;
+        health_checks.tell(&desired.node().name, self.events.clone());
+        health_checks.set(self.health.plan.clone());
     }
 
     /// Service ports get their ids.

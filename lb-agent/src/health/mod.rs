@@ -1,4 +1,7 @@
-//! `/healthz`, `/livez`, `/readyz` and the metrics port (semantics 16). HTTP/1.1, one request a connection.
+//! `/healthz`, `/livez`, `/readyz` and the metrics port (semantics 16), and the ports that load balancers ask for single
+//! Services ([`node_port`]). HTTP/1.1, one request a connection.
+
+pub mod node_port;
 
 use std::{
     collections::BTreeMap,
@@ -59,6 +62,8 @@ pub struct Shared {
     pub board: Board,
     /// What `/metrics` shows of the API server.
     pub api: Arc<ApiMetrics>,
+    /// What load balancers hear about single Services.
+    pub health_checks: node_port::HealthChecks,
 }
 
 impl Shared {
@@ -141,6 +146,7 @@ impl Shared {
                     code,
                     kind: "application/json",
                     body: body.to_string(),
+                    weight: None,
                 }
             }
             "/readyz" if self.ready.load(Ordering::Acquire) => Answer::text(200, "ok"),
@@ -158,6 +164,7 @@ impl Shared {
                     code: 200,
                     kind: "text/plain; version=0.0.4; charset=utf-8",
                     body,
+                    weight: None,
                 },
                 Err(error) => Answer::text(500, &chain(&error)),
             },
@@ -250,6 +257,8 @@ struct Answer {
     code: u16,
     kind: &'static str,
     body: String,
+    /// Endpoints behind this node, where load balancers ask for them.
+    weight: Option<usize>,
 }
 
 impl Answer {
@@ -258,6 +267,7 @@ impl Answer {
             code,
             kind: "text/plain; charset=utf-8",
             body: body.to_owned(),
+            weight: None,
         }
     }
     fn bytes(&self, head_only: bool) -> Vec<u8> {
@@ -269,34 +279,29 @@ impl Answer {
             _ => "Internal Server Error",
         };
         let body = if head_only { "" } else { &self.body };
-        format!("HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        let weight = self.weight.map_or_else(String::new, |weight| {
+            format!("X-Load-Balancing-Endpoint-Weight: {weight}\r\n")
+        });
+        format!("HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\n{weight}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             self.code, self.kind, self.body.len()).into_bytes()
     }
 }
 
-/// Serves both addresses for as long as it is polled. An address that cannot be bound is tried again every five
-/// seconds (16.10).
+/// Serves both addresses and the ports of Services for as long as it is polled. An address that cannot be bound is tried
+/// again every five seconds (16.10).
 pub async fn serve(health: SocketAddr, metrics: SocketAddr, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let (of_health, of_metrics) = (shared.clone(), shared.clone());
     tokio::join!(
         async {
-            accept(
-                bind(health).await,
-                shared.clone(),
-                room.clone(),
-                Shared::answer_health,
-            )
-            .await
+            let answer = move |path: &str| of_health.answer_health(path);
+            accept(bind(health).await, room.clone(), answer).await;
         },
         async {
-            accept(
-                bind(metrics).await,
-                shared.clone(),
-                room.clone(),
-                Shared::answer_metrics,
-            )
-            .await
+            let answer = move |path: &str| of_metrics.answer_metrics(path);
+            accept(bind(metrics).await, room.clone(), answer).await;
         },
+        node_port::serve(shared),
     );
 }
 
@@ -314,17 +319,16 @@ async fn bind(addr: SocketAddr) -> TcpListener {
 
 async fn accept(
     listener: TcpListener,
-    shared: Arc<Shared>,
     room: Arc<Semaphore>,
-    answer: fn(&Shared, &str) -> Answer,
+    answer: impl Fn(&str) -> Answer + Clone + Send + 'static,
 ) {
     while let Ok(permit) = room.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let shared = shared.clone();
+                let answer = answer.clone();
                 tokio::spawn(async move {
                     let _permit = permit;
-                    match timeout(REQUEST, one(stream, &shared, answer)).await {
+                    match timeout(REQUEST, one(stream, answer)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%error, "health request failed"),
                         Err(_) => tracing::debug!("health request took too long"),
@@ -339,11 +343,7 @@ async fn accept(
     }
 }
 
-async fn one(
-    mut stream: TcpStream,
-    shared: &Shared,
-    answer: fn(&Shared, &str) -> Answer,
-) -> std::io::Result<()> {
+async fn one(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         let mut chunk = [0; 1024];
@@ -357,7 +357,7 @@ async fn one(
     let mut words = line.lines().next().unwrap_or_default().split(' ');
     let (method, target) = (words.next().unwrap_or_default(), words.next());
     let reply = match target {
-        Some(target) => answer(shared, target.split('?').next().unwrap_or_default()),
+        Some(target) => answer(target.split('?').next().unwrap_or_default()),
         None => Answer::text(400, "this is no HTTP request"),
     };
     stream.write_all(&reply.bytes(method == "HEAD")).await?;
@@ -426,12 +426,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let room = Arc::new(Semaphore::new(1));
-        tokio::spawn(accept(
-            listener,
-            Arc::default(),
-            room,
-            Shared::answer_metrics,
-        ));
+        let shared: Arc<Shared> = Arc::default();
+        let answer = move |path: &str| shared.answer_metrics(path);
+        tokio::spawn(accept(listener, room, answer));
         let mut client = TcpStream::connect(addr).await.unwrap();
         client
             .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
