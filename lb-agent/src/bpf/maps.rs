@@ -17,8 +17,8 @@ use lb_common::{
     ABI_VERSION, Family, V4, V6,
     abi::{
         Affinity, AffinityKey, Backend, Clock, Config, Flow, FlowKey, Interface, NodeAddrKey,
-        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SrcRangeKey,
-        XdpDevice,
+        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
+        SocketOriginKey, SrcRangeKey, XdpDevice,
     },
     names::{PIN_ROOT, maps as names, programs},
 };
@@ -107,6 +107,8 @@ plain!(
     PacketCount,
     PortFilter,
     ServiceStats,
+    SocketOrigin,
+    SocketOriginKey,
     XdpDevice,
     SelectionBlock
 );

@@ -4,6 +4,7 @@ pub mod netlink;
 pub mod reserved;
 pub mod roles;
 pub mod snapshot;
+pub mod sock_destroy;
 pub mod tc;
 
 use std::{

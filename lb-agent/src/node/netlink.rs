@@ -83,7 +83,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// An rtnetlink socket of the current network namespace.
+/// A netlink socket of the current network namespace.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -93,21 +93,26 @@ pub struct Socket {
 impl Socket {
     /// A socket for requests.
     pub fn new() -> io::Result<Socket> {
-        Socket::open(0, 0)
+        Socket::open(libc::NETLINK_ROUTE, 0, 0)
+    }
+
+    /// A socket for requests about sockets (`linux/sock_diag.h`).
+    pub fn sock_diag() -> io::Result<Socket> {
+        Socket::open(libc::NETLINK_SOCK_DIAG, 0, 0)
     }
 
     /// A socket that hears the multicast groups of this mask and never blocks.
     pub fn listen(groups: u32) -> io::Result<Socket> {
-        Socket::open(libc::SOCK_NONBLOCK, groups)
+        Socket::open(libc::NETLINK_ROUTE, libc::SOCK_NONBLOCK, groups)
     }
 
-    fn open(flags: i32, groups: u32) -> io::Result<Socket> {
+    fn open(protocol: i32, flags: i32, groups: u32) -> io::Result<Socket> {
         // SAFETY: no pointers.
         let fd = unsafe {
             libc::socket(
                 libc::AF_NETLINK,
                 libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags,
-                libc::NETLINK_ROUTE,
+                protocol,
             )
         };
         if fd < 0 {
