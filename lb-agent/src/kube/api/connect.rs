@@ -24,6 +24,16 @@ pub struct Access {
     pub server: Option<String>,
 }
 
+impl Access {
+    /// The given address. A template that is filled with nothing gives an empty one, which is none.
+    fn given(&self) -> Option<&str> {
+        self.server
+            .as_deref()
+            .map(str::trim)
+            .filter(|server| !server.is_empty())
+    }
+}
+
 /// Why it is not clear how to reach the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
@@ -76,7 +86,7 @@ pub(super) struct Connection {
 /// Reads the access; asks nothing of the server. Needs a runtime.
 pub(super) async fn connect(access: &Access) -> Result<Connection, AccessError> {
     let mut config = config(access).await?;
-    let is_cluster_ip = access.kubeconfig.is_none() && access.server.is_none();
+    let is_cluster_ip = access.kubeconfig.is_none() && access.given().is_none();
     config.connect_timeout = Some(CONNECT);
     // A silent watch is told by its bookmarks, not here.
     config.read_timeout = None;
@@ -101,7 +111,7 @@ pub(super) async fn connect(access: &Access) -> Result<Connection, AccessError> 
 }
 
 async fn config(access: &Access) -> Result<Config, AccessError> {
-    let server = access.server.as_deref().map(uri).transpose()?;
+    let server = access.given().map(uri).transpose()?;
     if let Some(path) = &access.kubeconfig {
         return kubeconfig(path, server).await;
     }
@@ -174,6 +184,8 @@ mod tests {
             server: None,
         };
         let address = |access: &Access| block_on(connect(access)).unwrap().address;
+        assert_eq!(address(&access), "https://10.96.0.1:443/");
+        access.server = Some(" ".into());
         assert_eq!(address(&access), "https://10.96.0.1:443/");
         access.server = Some("192.0.2.1:6443".into());
         assert_eq!(address(&access), "https://192.0.2.1:6443/");

@@ -196,7 +196,11 @@ pub(super) struct Common {
 pub(super) struct Watcher {
     list: List,
     common: Common,
+    /// The next list may be streamed.
     has_streaming: bool,
+    /// The server has said that it streams no lists; one that is only slow is asked again.
+    refuses_streaming: bool,
+    /// The next list may be paged.
     has_paging: bool,
     trouble: Trouble,
     /// Before it, triggers are old (semantics 23.1).
@@ -211,6 +215,7 @@ impl Watcher {
             list,
             common,
             has_streaming: true,
+            refuses_streaming: false,
             has_paging: true,
             trouble: Trouble::default(),
             started: now,
@@ -248,6 +253,7 @@ impl Watcher {
                 }
                 Err(error) if is_listing && self.has_streaming && is_no_streaming(&error) => {
                     self.has_streaming = false;
+                    self.refuses_streaming = error.code().is_some();
                     tracing::info!(
                         kind = %self.kind(),
                         "the API server streams no initial lists ({}); pages are read",
@@ -422,6 +428,7 @@ impl Watcher {
     /// The list is complete.
     fn complete(&mut self, listing: Listing) {
         self.has_paging = true;
+        self.has_streaming = !self.refuses_streaming;
         self.common.metrics.relisted(self.list);
         self.common.problems.retain(self.kind(), &listing.keep);
         let newest = listing.triggers.iter().map(|(_, at)| *at).max();
