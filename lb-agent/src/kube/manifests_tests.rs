@@ -554,9 +554,13 @@ fn a_broken_file_is_logged_once_per_content_and_unknown_kinds_once_per_file() {
     let mut files = Files::new(dir.path(), "node-a");
     let names = BTreeSet::from(["a.yaml".to_owned()]);
     let counted = Counted::default();
+    let dispatch = tracing::Dispatch::new(counted.clone());
+    // While there is just one subscriber, a log line is switched off for all threads by the first that
+    // comes by without it, such as another test's.
+    let _second = tracing::Dispatch::new(Counted::default());
     let mut logged = |text: &str| {
         fs::write(&path, text).unwrap();
-        tracing::subscriber::with_default(counted.clone(), || files.refresh(&names));
+        tracing::dispatcher::with_default(&dispatch, || files.refresh(&names));
         std::mem::take(&mut *counted.0.lock().unwrap())
     };
     assert_eq!(logged("kind: ["), [Level::ERROR]);
