@@ -25,7 +25,7 @@ pub const EXTERNAL: u32 = 2;
 /// A pod interface.
 pub const POD: u32 = 3;
 /// The external interface's own link-layer address.
-pub const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+pub const OWN_MAC: [u8; 6] = DESTINATION_MAC;
 /// The next hop's.
 pub const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 10];
 
@@ -796,13 +796,41 @@ fn xdp_leaves_to_tc_what_it_cannot_do<F: Net, W: World + Store<F>>(world: &mut W
             odd.ip_options(&[1])
         },
     );
+    s.untouched(At::Xdp, &of_others(packet(UDP, client, front)));
     s.counted(Counter::NewFlow, 0);
     // The same on an established flow.
     let (verdict, _) = s.run(At::Xdp, &packet(UDP, client, front).build());
     assert_eq!(verdict, Verdict::Transmit(EXTERNAL));
+    s.untouched(At::Xdp, &of_others(packet(UDP, client, front)));
     s.untouched(At::Xdp, &packet(UDP, client, front).ttl(1));
     s.untouched(At::Xdp, &packet(UDP, client, front).payload(&[7; 1473]));
     s.counted(Counter::XdpTranslated, 1);
+}
+
+/// In a frame to another host, which a mirror port or a flooding bridge shows us.
+fn of_others(packet: PacketBuilder) -> PacketBuilder {
+    packet.macs(NEXT_MAC, SOURCE_MAC)
+}
+
+/// The kernel alone tells tc whose a frame is: not for the native world.
+pub fn frames_of_others_are_untouched_at_tc<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    let (client, front) = (at(s.h.client, 40_000), at(s.h.node, 30_080));
+    s.service_with(
+        front,
+        TCP,
+        FrontendKind::NodePort,
+        &[local(s.h.pod, 8080)],
+        |_| {},
+    );
+    s.untouched(At::External, &of_others(first(TCP, client, front)));
+    s.check(
+        At::External,
+        &first(TCP, client, front),
+        Verdict::Pass,
+        &first(TCP, client, at(s.h.pod, 8080)),
+    );
+    s.untouched(At::External, &of_others(packet(TCP, client, front)));
 }
 
 fn traffic_that_is_not_ours_is_untouched<F: Net, W: World + Store<F>>(world: &mut W) {

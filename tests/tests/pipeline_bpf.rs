@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use lb_common::{V4, V6};
 use lb_tests::{cases, loaded::Loaded, require, wait};
 
 #[test]
@@ -32,6 +33,13 @@ fn every_case_holds_in_the_kernel() -> Result<()> {
             if std::panic::catch_unwind(run).is_err() {
                 failed.push(name);
             }
+        }
+        for family in [
+            cases::frames_of_others_are_untouched_at_tc::<V4, Loaded>,
+            cases::frames_of_others_are_untouched_at_tc::<V6, Loaded>,
+        ] {
+            world.reset()?;
+            family(&mut world);
         }
         println!("{count} cases through the loaded programs");
         assert!(

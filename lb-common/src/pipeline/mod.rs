@@ -24,6 +24,7 @@ use crate::abi::{
     port_filter_slot, proto,
 };
 use crate::family::Address;
+use crate::wire::Eth;
 use flow::{Nat, Source};
 use ip::{FragmentPart, Ip};
 use packet::{NextHop, Offset, PacketBuf};
@@ -80,6 +81,9 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         if flow.ifindex == 0 || flow::is_due(flow.stamp, stamp) {
             // The next hop is looked up again whenever the time of use is written.
             return Ok(Step::Slow);
+        }
+        if !is_addressed(packet, tables) {
+            return Ok(Step::Pass);
         }
         let Some(device) = transmitter(tables, &parsed, flow.ifindex) else {
             return Ok(Step::Pass);
@@ -380,7 +384,9 @@ fn arrived<F: Ip, P: PacketBuf, T: Tables<F>>(
         }));
     };
     if hook.is_xdp()
-        && (parsed.ip.fragment != FragmentPart::Whole || parsed.ip.l4 != plain_l4::<F>(l3))
+        && (parsed.ip.fragment != FragmentPart::Whole
+            || parsed.ip.l4 != plain_l4::<F>(l3)
+            || !is_addressed(packet, tables))
     {
         return Ok(Arrived::Step(Step::Pass));
     }
@@ -645,6 +651,22 @@ fn transmitter<F: Ip, T: Tables<F>>(
         return None;
     }
     Some(device.mac)
+}
+
+/// Whether the frame is addressed to the interface that it arrived at. An interface that also hears frames of others
+/// (a mirror port, a bridge that floods) must not forward them a second time; tc tells by the packet's type.
+#[inline(always)]
+fn is_addressed<F: Ip, P: PacketBuf, T: Tables<F>>(packet: &P, tables: &T) -> bool {
+    let ifindex = packet.ifindex();
+    let Some(eth) = packet.header::<Eth>(Offset::START) else {
+        return false;
+    };
+    let [a, b, c] = eth.dst().be;
+    let Some(device) = tables.xdp_device(ifindex) else {
+        return false;
+    };
+    let [d, e, f] = device.mac.be;
+    device.ifindex == ifindex && (a ^ d) | (b ^ e) | (c ^ f) == 0
 }
 
 /// Whether XDP may transmit by an interface.

@@ -60,6 +60,13 @@ impl TcPacket {
         // VLAN 0 is a priority tag of the device itself (IEEE 802.1Q).
         present != 0 && tci & 0x0fff != 0
     }
+    /// Whether the frame is addressed to another host (`PACKET_OTHERHOST`): the interface hears more than its own.
+    #[inline(always)]
+    pub(crate) fn is_others(&self) -> bool {
+        const PACKET_OTHERHOST: u32 = 3;
+        // SAFETY: the context is valid while the program runs.
+        unsafe { (*self.skb).pkt_type == PACKET_OTHERHOST }
+    }
     /// What the program before the tail call left: where IP starts, and the side.
     #[inline(always)]
     pub(crate) fn note(&self) -> (Offset, u32) {

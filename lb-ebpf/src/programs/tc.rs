@@ -204,7 +204,7 @@ pub fn clock(ctx: TcContext) -> i32 {
 fn by_family(ctx: &TcContext, l3: Offset, way: Way) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let protocol = packet.protocol();
-    if packet.is_vlan() {
+    if packet.is_vlan() || (way == Way::External && packet.is_others()) {
         return TC_ACT_UNSPEC;
     }
     if protocol == ethertype::IPV4.be as u32 {

@@ -29,7 +29,7 @@ use lb_common::{
 use super::{Effort, Report, Row, median, progress, sys};
 use crate::{
     netns::NetNs,
-    packet::{PacketBuilder, Parsed},
+    packet::{DESTINATION_MAC, PacketBuilder, Parsed},
     prog_run::{Programs, TC_NEXT, XDP_PASS, XDP_TX},
 };
 
@@ -189,7 +189,7 @@ enum Hook {
 pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
     let ns = NetNs::new("bench")?;
     ns.ip(&format!(
-        "link add out0 type veth peer name peer0\nlink set lo up\nlink set peer0 up\nlink set out0 up\n\
+        "link add out0 address 02:00:00:00:00:02 type veth peer name peer0\nlink set lo up\nlink set peer0 up\nlink set out0 up\n\
          addr add {}/24 dev out0\naddr add {}/64 dev out0 nodad\n\
          neigh add {} lladdr 02:00:00:00:00:12 dev out0\nneigh add {} lladdr 02:00:00:00:00:12 dev out0\n\
          route add 11.0.0.0/8 via {}\nroute add 2001:db8:c::/48 via {}\n",
@@ -503,7 +503,7 @@ impl World {
             sizes.push((names::maps::BACKENDS[family], 1024));
         }
         let mut programs = Programs::load_with(&sizes)?;
-        let mac = MacAddr::new([2, 0, 0, 0, 0, 0x11]);
+        let mac = MacAddr::new(DESTINATION_MAC);
         programs.set(
             names::maps::CONFIG,
             0,
