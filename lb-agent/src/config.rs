@@ -1,9 +1,13 @@
 //! Flags and environment → a validated [`Config`]. Names are kube-proxy's where it has one.
 
+pub mod compat;
+mod kube_proxy;
+
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use self::compat::{CompatArgs, ConntrackSetting, LocalDetector};
 use crate::{
     desired::{NodePortAddresses, state::Prefix},
     kube::{api::Access, parse},
@@ -112,7 +116,7 @@ pub struct RunArgs {
     /// Real address of the API server, never its ClusterIP; takes the place of the kubeconfig's
     #[arg(long, value_name = "URL", alias = "master")]
     pub apiserver: Option<String>,
-    /// File with these flags as keys
+    /// KubeProxyConfiguration; goes before flags of the same meaning, and is read at start only
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Name of this node [default: the host name, lower-cased]
@@ -152,7 +156,7 @@ pub struct RunArgs {
     /// Translate the source address of all Service traffic
     #[arg(long)]
     pub masquerade_all: bool,
-    /// How kube-proxy tells local traffic; only its default is known here, because interfaces tell
+    /// How a pod's packet is known: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix [default: by its interface]
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
     /// Entries of each table of flows (two a connection)
@@ -188,6 +192,9 @@ pub struct RunArgs {
     /// How tc programs are attached
     #[arg(long, value_enum, default_value_t = TcAttach::Auto, env = "LB_TC_ATTACH", hide = true)]
     pub tc_attach: TcAttach,
+    /// Flags of kube-proxy.
+    #[command(flatten)]
+    pub compat: CompatArgs,
 }
 
 /// Where Services come from.
@@ -244,18 +251,46 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// `--tc-attach`.
     pub tc_attach: TcAttach,
+    /// `--detect-local-mode`.
+    pub local_detector: LocalDetector,
+    /// Gate AllowServiceExternalIPs (semantics 4.3).
+    pub allow_external_ips: bool,
+    /// `--oom-score-adj`.
+    pub oom_score_adj: Option<i32>,
+    /// Settings of the kernel's conntrack that were given.
+    pub conntrack: Vec<ConntrackSetting>,
+    /// What a person should know about the flags.
+    pub warnings: Vec<String>,
 }
 
 impl RunArgs {
-    /// Checks every value.
+    /// Reads the file of `--config`, where it is given, and checks every value.
     pub fn validate(&self) -> Result<Config, ConfigError> {
+        let Some(path) = &self.config else {
+            return self.checked(Vec::new());
+        };
+        let mut args = self.clone();
+        let warnings = kube_proxy::read(path, &mut args)?;
+        args.checked(warnings)
+    }
+
+    fn checked(&self, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
         self.refuse_what_is_not_built()?;
+        warnings.extend(self.compat.warnings());
+        let cluster_cidrs = prefixes("cluster-cidr", &self.cluster_cidr)?;
+        let local_detector = LocalDetector::new(
+            self.detect_local_mode.as_deref(),
+            &cluster_cidrs,
+            &self.compat,
+        )?;
+        let mut pod_interfaces = self.pod_interfaces.clone();
+        pod_interfaces.extend(local_detector.pod_pattern());
         Ok(Config {
             source: self.source()?,
             node_name: node_name(self.hostname_override.as_deref())?,
             external_interfaces: Globs::new("external-interfaces", &self.external_interfaces)?,
-            pod_interfaces: Globs::new("pod-interfaces", &self.pod_interfaces)?,
-            cluster_cidrs: prefixes("cluster-cidr", &self.cluster_cidr)?,
+            pod_interfaces: Globs::new("pod-interfaces", &pod_interfaces)?,
+            cluster_cidrs,
             node_port_addresses: self
                 .nodeport_addresses
                 .parse()
@@ -279,6 +314,14 @@ impl RunArgs {
             healthz: bind_address("healthz-bind-address", &self.healthz_bind_address, 10256)?,
             metrics: bind_address("metrics-bind-address", &self.metrics_bind_address, 10249)?,
             tc_attach: self.tc_attach,
+            local_detector,
+            allow_external_ips: compat::allows_external_ips(
+                &self.compat.feature_gates,
+                &mut warnings,
+            )?,
+            oom_score_adj: self.compat.oom_score_adj,
+            conntrack: self.compat.conntrack()?,
+            warnings,
         })
     }
 
@@ -300,25 +343,11 @@ impl RunArgs {
     }
 
     fn refuse_what_is_not_built(&self) -> Result<(), ConfigError> {
-        if let Some(config) = &self.config {
-            return Err(invalid(
-                "config",
-                config.display().to_string(),
-                "this build reads no configuration file; pass flags",
-            ));
-        }
         if self.forwarding == Forwarding::Dsr {
             return Err(invalid(
                 "forwarding",
                 "dsr",
                 "this build has no direct server return; use snat",
-            ));
-        }
-        if let Some(mode) = &self.detect_local_mode {
-            return Err(invalid(
-                "detect-local-mode",
-                mode,
-                "local traffic is told by its interface; leave the flag out",
             ));
         }
         Ok(())
@@ -501,11 +530,47 @@ mod tests {
             ("--healthz-bind-address", "here"),
             ("--external-interfaces", "eth0,,"),
             ("--forwarding", "dsr"),
-            ("--detect-local-mode", "ClusterCIDR"),
+            ("--detect-local-mode", "Guess"),
+            ("--feature-gates", "Nothing"),
+            ("--config", "/nonexistent/c"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();
             assert!(error.contains(flag), "{flag} {value}: {error}");
         }
+    }
+
+    #[test]
+    fn flags_of_kube_proxy_are_accepted_and_others_are_not() {
+        // semantics 24.5, 24.8, 24.10
+        let given = [
+            "--proxy-mode=ipvs",
+            "--ipvs-strict-arp",
+            "--v=4",
+            "--iptables-sync-period",
+            "30s",
+        ];
+        let config = parse(&given).unwrap();
+        let warning = config.warnings.join(" ");
+        for flag in [
+            "--proxy-mode",
+            "--ipvs-strict-arp",
+            "--v",
+            "--iptables-sync-period",
+        ] {
+            assert!(warning.contains(flag), "{flag} in {warning}");
+        }
+        assert!(parse(&[]).unwrap().warnings.is_empty());
+        assert!(parse(&["--no-such-flag"]).is_err());
+    }
+
+    #[test]
+    fn interface_detectors_name_pod_interfaces() {
+        // semantics 9.3
+        let mode = ["--detect-local-mode", "InterfaceNamePrefix"];
+        let config =
+            parse(&[&mode[..], &["--pod-interface-name-prefix", "cali"]].concat()).unwrap();
+        assert!(config.pod_interfaces.matches("cali12"));
+        assert!(!config.pod_interfaces.matches("eth0"));
     }
 
     #[test]

@@ -24,7 +24,9 @@ use crate::{
         maps::{ClockReader, MapResult, TypedMap},
         store::{ConfigEntry, PinnedStore},
     },
-    config::{Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach},
+    config::{
+        Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, compat::write_conntrack,
+    },
     dataplane::{
         ApplyReport, Dataplane, DataplaneConfig,
         gc::{FlowGc, Now, Timeouts},
@@ -68,6 +70,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
     log::init(args.log_format)?;
     let config = args.validate()?;
+    prepare(&config);
     let telemetry =
         Telemetry::start(&config).context("cannot start the thread of health and metrics")?;
     let observer = Observer::new(telemetry.shared());
@@ -86,6 +89,26 @@ pub fn run(args: &RunArgs) -> Result<()> {
     });
     telemetry.stop();
     result
+}
+
+/// What the flags ask of the process and the kernel. A node without Services would be worse than one where this fails
+/// (semantics 24.9, 24.11).
+fn prepare(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(score) = config.oom_score_adj
+        && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    {
+        tracing::error!(score, "--oom-score-adj is not applied: {error}");
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+    if let Err(error) = write_conntrack(&config.conntrack, cpus) {
+        tracing::error!(
+            "conntrack is not set as asked: {error}; make /proc/sys writable or name another in LB_PROC_SYS"
+        );
+    }
 }
 
 /// Everything that the agent holds.
@@ -355,7 +378,7 @@ impl Agent {
                 .unwrap_or_else(|| self.snapshot.default_addresses()),
             local_addresses: self.snapshot.local_addresses(),
             node_port_addresses: self.config.node_port_addresses.clone(),
-            allow_external_ips: true,
+            allow_external_ips: self.config.allow_external_ips,
         }
     }
 

@@ -1,0 +1,375 @@
+//! A `KubeProxyConfiguration` → flags (semantics 24.1, 24.16). It is read once, at start: a changed file takes effect at
+//! the next one.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{ConfigError, RunArgs, invalid};
+
+const KIND: &str = "KubeProxyConfiguration";
+const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
+/// Fields without a meaning here, beside those of [`File`].
+const WITHOUT_EFFECT: [&str; 8] = [
+    "logging",
+    "bindAddress",
+    "enableProfiling",
+    "showHiddenMetricsForVersion",
+    "configSyncPeriod",
+    "portRange",
+    "windowsRunAsService",
+    "winkernel",
+];
+
+/// Every field of the sections; those above are not looked into.
+const SECTIONS: [(&str, &[&str]); 6] = [
+    (
+        "clientConnection",
+        &[
+            "kubeconfig",
+            "acceptContentTypes",
+            "contentType",
+            "qps",
+            "burst",
+        ],
+    ),
+    (
+        "iptables",
+        &[
+            "masqueradeBit",
+            "masqueradeAll",
+            "localhostNodePorts",
+            "syncPeriod",
+            "minSyncPeriod",
+        ],
+    ),
+    (
+        "ipvs",
+        &[
+            "syncPeriod",
+            "minSyncPeriod",
+            "scheduler",
+            "excludeCIDRs",
+            "strictARP",
+            "tcpTimeout",
+            "tcpFinTimeout",
+            "udpTimeout",
+        ],
+    ),
+    (
+        "nftables",
+        &[
+            "masqueradeBit",
+            "masqueradeAll",
+            "syncPeriod",
+            "minSyncPeriod",
+        ],
+    ),
+    ("detectLocal", &["bridgeInterface", "interfaceNamePrefix"]),
+    (
+        "conntrack",
+        &[
+            "maxPerCore",
+            "min",
+            "tcpEstablishedTimeout",
+            "tcpCloseWaitTimeout",
+            "tcpBeLiberal",
+            "udpTimeout",
+            "udpStreamTimeout",
+        ],
+    ),
+];
+
+/// Top-level fields that are read.
+const FIELDS: [&str; 12] = [
+    "kind",
+    "apiVersion",
+    "featureGates",
+    "hostnameOverride",
+    "healthzBindAddress",
+    "metricsBindAddress",
+    "bindAddressHardFail",
+    "mode",
+    "detectLocalMode",
+    "clusterCIDR",
+    "nodePortAddresses",
+    "oomScoreAdj",
+];
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    feature_gates: Option<BTreeMap<String, bool>>,
+    client_connection: Option<ClientConnection>,
+    hostname_override: Option<String>,
+    healthz_bind_address: Option<String>,
+    metrics_bind_address: Option<String>,
+    bind_address_hard_fail: Option<bool>,
+    mode: Option<String>,
+    iptables: Option<Mode>,
+    nftables: Option<Mode>,
+    detect_local_mode: Option<String>,
+    detect_local: Option<DetectLocal>,
+    #[serde(rename = "clusterCIDR")]
+    cluster_cidr: Option<String>,
+    node_port_addresses: Option<Vec<String>>,
+    oom_score_adj: Option<i32>,
+    conntrack: Option<Conntrack>,
+}
+
+#[derive(Deserialize, Debug)]
+struct ClientConnection {
+    kubeconfig: Option<String>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Mode {
+    masquerade_all: Option<bool>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct DetectLocal {
+    bridge_interface: Option<String>,
+    interface_name_prefix: Option<String>,
+}
+
+#[derive(Deserialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct Conntrack {
+    max_per_core: Option<u32>,
+    min: Option<u32>,
+    tcp_established_timeout: Option<String>,
+    tcp_close_wait_timeout: Option<String>,
+    tcp_be_liberal: Option<bool>,
+    udp_timeout: Option<String>,
+    udp_stream_timeout: Option<String>,
+}
+
+/// Takes a file over into flags and tells what a person should know about it. As with kube-proxy the file goes before
+/// flags of the same meaning, but for the node's name and the way to the API server.
+pub(super) fn read(path: &Path, args: &mut RunArgs) -> Result<Vec<String>, ConfigError> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|error| invalid("config", &name, error))?;
+    take(&text, args).map_err(|problem| invalid("config", name, problem))
+}
+
+fn take(text: &str, args: &mut RunArgs) -> Result<Vec<String>, String> {
+    let object: Map<String, Value> =
+        serde_yaml_ng::from_str(text).map_err(|error| format!("is no YAML object: {error}"))?;
+    for (field, wanted) in [("kind", KIND), ("apiVersion", VERSION)] {
+        let found = object
+            .get(field)
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        if found != wanted {
+            return Err(format!("{field} is `{found}`; write {wanted}"));
+        }
+    }
+    let warnings = warnings(&object);
+    let file: File = serde_path_to_error::deserialize(Value::Object(object))
+        .map_err(|error| format!("{}: {}", error.path(), error.inner()))?;
+    file.apply(args);
+    Ok(warnings)
+}
+
+/// Fields that nobody knows, which are skipped, and those without a meaning here.
+fn warnings(object: &Map<String, Value>) -> Vec<String> {
+    let mut unknown = Vec::new();
+    let mut idle = Vec::new();
+    for (field, value) in object {
+        let field = field.as_str();
+        if WITHOUT_EFFECT.contains(&field) {
+            idle.push(field);
+        } else if let Some((_, known)) = SECTIONS.iter().find(|(section, _)| *section == field) {
+            let given = value.as_object().into_iter().flat_map(Map::keys);
+            let new = given.filter(|name| !known.contains(&name.as_str()));
+            unknown.extend(new.map(|name| format!("{field}.{name}")));
+        } else if !FIELDS.contains(&field) {
+            unknown.push(field.to_owned());
+        }
+    }
+    let mut warnings = Vec::new();
+    if !unknown.is_empty() {
+        let unknown = unknown.join(", ");
+        warnings.push(format!(
+            "--config: unknown and ignored: {unknown}; is it a typing error?"
+        ));
+    }
+    if !idle.is_empty() {
+        warnings.push(format!(
+            "--config: without effect here: {}",
+            idle.join(", ")
+        ));
+    }
+    warnings
+}
+
+/// Puts a value that the file gives into a flag. An empty text means the default.
+fn put(flag: &mut Option<String>, value: Option<String>) {
+    if let Some(value) = value.filter(|value| !value.is_empty()) {
+        *flag = Some(value);
+    }
+}
+
+fn put_copy<T>(flag: &mut Option<T>, value: Option<T>) {
+    if value.is_some() {
+        *flag = value;
+    }
+}
+
+impl File {
+    fn apply(self, args: &mut RunArgs) {
+        let mode = self.mode.unwrap_or_default();
+        let section = if mode == "nftables" {
+            self.nftables
+        } else {
+            self.iptables
+        };
+        if let Some(all) = section.and_then(|section| section.masquerade_all) {
+            args.masquerade_all = all;
+        }
+        put(&mut args.compat.ignored.proxy_mode, Some(mode));
+        if args.hostname_override.is_none() {
+            put(&mut args.hostname_override, self.hostname_override);
+        }
+        let kubeconfig = self.client_connection.and_then(|client| client.kubeconfig);
+        if args.kubeconfig.is_none() && args.manifests.is_none() {
+            let named = kubeconfig.filter(|path| !path.is_empty());
+            args.kubeconfig = named.map(Into::into);
+        }
+        for (flag, value) in [
+            (&mut args.healthz_bind_address, self.healthz_bind_address),
+            (&mut args.metrics_bind_address, self.metrics_bind_address),
+        ] {
+            if let Some(value) = value.filter(|value| !value.is_empty()) {
+                *flag = value;
+            }
+        }
+        if let Some(cidrs) = self.cluster_cidr.filter(|cidrs| !cidrs.is_empty()) {
+            args.cluster_cidr = cidrs.split(',').map(str::to_owned).collect();
+        }
+        if let Some(addresses) = self.node_port_addresses.filter(|list| !list.is_empty()) {
+            args.nodeport_addresses = addresses.join(",");
+        }
+        put(&mut args.detect_local_mode, self.detect_local_mode);
+        let compat = &mut args.compat;
+        if let Some(gates) = self.feature_gates {
+            let gates = gates.into_iter();
+            compat.feature_gates = gates.map(|(name, on)| format!("{name}={on}")).collect();
+        }
+        put_copy(
+            &mut compat.bind_address_hard_fail,
+            self.bind_address_hard_fail,
+        );
+        put_copy(&mut compat.oom_score_adj, self.oom_score_adj);
+        if let Some(detect) = self.detect_local {
+            put(&mut compat.pod_bridge_interface, detect.bridge_interface);
+            put(
+                &mut compat.pod_interface_name_prefix,
+                detect.interface_name_prefix,
+            );
+        }
+        if let Some(conntrack) = self.conntrack {
+            put_copy(&mut compat.conntrack_max_per_core, conntrack.max_per_core);
+            put_copy(&mut compat.conntrack_min, conntrack.min);
+            put_copy(
+                &mut compat.conntrack_tcp_be_liberal,
+                conntrack.tcp_be_liberal,
+            );
+            for (flag, value) in [
+                (
+                    &mut compat.conntrack_tcp_timeout_established,
+                    conntrack.tcp_established_timeout,
+                ),
+                (
+                    &mut compat.conntrack_tcp_timeout_close_wait,
+                    conntrack.tcp_close_wait_timeout,
+                ),
+                (&mut compat.conntrack_udp_timeout, conntrack.udp_timeout),
+                (
+                    &mut compat.conntrack_udp_timeout_stream,
+                    conntrack.udp_stream_timeout,
+                ),
+            ] {
+                put(flag, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn args(flags: &[&str]) -> RunArgs {
+        let line = ["lb-agent", "--manifests", "/"].iter().chain(flags);
+        Line::try_parse_from(line).unwrap().run
+    }
+
+    fn file(rest: &str) -> String {
+        format!("kind: {KIND}\napiVersion: {VERSION}\n{rest}")
+    }
+
+    #[test]
+    fn fields_take_the_place_of_flags() {
+        // semantics 24.1, 24.16
+        let mut args = args(&[
+            "--hostname-override",
+            "by-flag",
+            "--nodeport-addresses",
+            "all",
+        ]);
+        let text = file(
+            "hostnameOverride: by-file\nclusterCIDR: 10.244.0.0/16,fd00::/48\nnodePortAddresses: [192.0.2.0/24, localhost]\n\
+             mode: nftables\niptables: {masqueradeAll: false}\nnftables: {masqueradeAll: true}\nhealthzBindAddress: ''\n\
+             metricsBindAddress: 0.0.0.0:1\nfeatureGates: {AllowServiceExternalIPs: false}\noomScoreAdj: -5\n\
+             conntrack: {maxPerCore: null, tcpEstablishedTimeout: 24h0m0s}\n",
+        );
+        assert_eq!(take(&text, &mut args).unwrap(), Vec::<String>::new());
+        let config = args.validate().unwrap();
+        assert_eq!(config.node_name, "by-flag");
+        assert_eq!(config.cluster_cidrs.len(), 2);
+        assert_eq!(
+            config.node_port_addresses,
+            "192.0.2.0/24,localhost".parse().unwrap()
+        );
+        assert!(config.masquerade_all && !config.allow_external_ips);
+        assert_eq!((config.healthz.port(), config.metrics.port()), (10256, 1));
+        assert_eq!(config.oom_score_adj, Some(-5));
+        assert_eq!(config.conntrack.len(), 1);
+    }
+
+    #[test]
+    fn an_unknown_field_is_a_warning_and_a_wrong_value_is_named() {
+        // semantics 24.1
+        let text = file("colour: blue\nconntrack: {mix: 1, min: 2}\nportRange: ''\n");
+        let warnings = take(&text, &mut args(&[])).unwrap();
+        assert_eq!(warnings.len(), 2);
+        assert!(warnings[0].contains("colour") && warnings[0].contains("conntrack.mix"));
+        assert!(warnings[1].contains("portRange"));
+        let error = take(&file("conntrack: {min: many}\n"), &mut args(&[])).unwrap_err();
+        assert!(error.contains("conntrack.min"), "{error}");
+    }
+
+    #[test]
+    fn another_kind_or_version_is_refused() {
+        // semantics 24.1
+        for (from, to) in [(KIND, "KubeletConfiguration"), ("v1alpha1", "v1")] {
+            let text = file("").replace(from, to);
+            assert!(take(&text, &mut args(&[])).unwrap_err().contains(to));
+        }
+        assert!(take("- 1", &mut args(&[])).is_err());
+    }
+}
