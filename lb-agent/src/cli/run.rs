@@ -24,6 +24,7 @@ use crate::{
         maps::{ClockReader, MapResult, TypedMap},
         store::{ConfigEntry, PinnedStore},
     },
+    cli::cleanup,
     config::{
         Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, compat::write_conntrack,
     },
@@ -44,7 +45,10 @@ use crate::{
         source::{Batch, Source},
         store::{Dirty, Store},
     },
-    node::{self, Rules, Snapshot, Watch, cgroup2_mount, netns_cookie, reserved},
+    node::{
+        self, Rules, Snapshot, Watch, cgroup2_mount, netns_cookie, reserved,
+        sock_destroy::StaleSockets,
+    },
     shutdown::Signals,
     telemetry::{
         log::{self, wants_events},
@@ -55,6 +59,8 @@ use crate::{
 
 /// Between two looks at flows: a fourth of a second, so that one look stays under a millisecond.
 const GC_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two rounds over all flows: a round walks every bucket, also of empty tables.
+const GC_ROUND: Duration = Duration::from_secs(2);
 /// Entries a look.
 const GC_ENTRIES: usize = 8_192;
 /// Between two audits.
@@ -123,6 +129,9 @@ struct Agent {
     watch: Watch,
     snapshot: Snapshot,
     gc: FlowGc,
+    /// When the next round over all flows begins.
+    gc_rest: Option<Instant>,
+    stale_sockets: StaleSockets,
     clock: ClockReader,
     hz: Hz,
     cookie: u64,
@@ -165,6 +174,7 @@ impl Agent {
         loaded.program(lb_common::names::programs::CLOCK)?;
         let clock = ClockReader::open_pinned(loaded.dir())?;
         let entry = ConfigEntry::open(loaded.dir())?;
+        let stale_sockets = StaleSockets::open(loaded.dir())?;
         observer.maps_opened(loaded.dir())?;
         let store = PinnedStore::open(loaded.dir(), entry.clone())?;
         let tc = tc_mode(config.tc_attach, &features)?;
@@ -191,6 +201,8 @@ impl Agent {
             watch,
             snapshot,
             gc: FlowGc::new(Timeouts::default()),
+            gc_rest: None,
+            stale_sockets,
             clock,
             hz: Hz::default(),
             cookie: cookie.unwrap_or(0),
@@ -262,6 +274,14 @@ impl Agent {
                 .set_local_addresses(&self.snapshot.local_addresses()),
         );
         self.write("first state", begun, &changes);
+        // Its XDP programs would be in the way of ours.
+        let removed = cleanup::remove_other_versions(&self.config.bpffs)?;
+        if removed != 0 {
+            tracing::warn!(
+                pins = removed,
+                "removed what an agent of another version left; its connections are lost"
+            );
+        }
         self.serve_interfaces()?;
         self.serve_sockets()
     }
@@ -291,10 +311,14 @@ impl Agent {
                     changed.context("cannot hear of changes of the interfaces")?;
                     self.network_changed()?;
                 }
-                _ = gc.tick() => self.collect(),
+                _ = gc.tick() => {
+                    self.collect();
+                    self.end_stale_sockets();
+                }
                 _ = retry.tick() => {
                     if self.dataplane.is_pending() {
                         let report = self.dataplane.retry();
+                        self.stale_sockets.changed();
                         self.observer.settled(&report, &self.dataplane);
                         self.observer.health_checks(&self.desired);
                     }
@@ -328,6 +352,7 @@ impl Agent {
     /// Brings changes to the maps.
     fn write(&mut self, what: &str, begun: Instant, changes: &[Change]) {
         let report = self.dataplane.apply(changes);
+        self.stale_sockets.changed();
         self.observer
             .applied(what, begun, changes, &report, &self.dataplane);
         self.observer.health_checks(&self.desired);
@@ -510,6 +535,9 @@ impl Agent {
     }
 
     fn collect(&mut self) {
+        if self.gc_rest.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
         let clock = match self.clock.now() {
             Ok(clock) => clock,
             Err(error) => return tracing::error!("flows are not aged: {}", chain(&error)),
@@ -519,15 +547,28 @@ impl Agent {
             hz: self.hz.measure(&clock),
         };
         match self.gc.tick(self.dataplane.store_mut(), now, GC_ENTRIES) {
-            Ok(report) if report.removed > 0 => {
-                tracing::debug!(removed = report.removed, "flows aged")
+            Ok(report) => {
+                self.gc_rest = report.is_round_complete.then(|| Instant::now() + GC_ROUND);
+                if report.removed > 0 {
+                    tracing::debug!(removed = report.removed, "flows aged");
+                }
             }
-            Ok(_) => {}
             Err(error) => tracing::error!("flows are not aged: {}", chain(&error)),
         }
     }
 
+    /// Once the maps are as wanted (semantics 17.6).
+    fn end_stale_sockets(&mut self) {
+        match self.stale_sockets.sweep(self.dataplane.store().maps()) {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(ended, "connected UDP sockets lost their backend"),
+            Err(error) => tracing::error!("{}", chain(&error)),
+        }
+    }
+
     fn audit(&mut self) {
+        // For a socket that was being connected when its backend went.
+        self.stale_sockets.changed();
         let fresh: Vec<_> = self.desired.current().cloned().collect();
         match self.dataplane.audit(&fresh) {
             Ok(report) if report.differences() > 0 => {
