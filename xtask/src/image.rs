@@ -5,7 +5,7 @@
 //! same program makes the same archive, byte by byte.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -24,9 +24,12 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// All times in the archive: a build leaves no trace of when it ran.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 /// Where the DaemonSet mounts what it takes from the node. They are there before, as the root is read-only.
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 12] = [
     "host",
     "host/cgroup",
+    "host/proc",
+    "host/proc/sys",
+    "host/proc/sys/net",
     "proc",
     "run",
     "run/lb-agent",
@@ -38,8 +41,12 @@ const FOLDERS: [&str; 9] = [
 
 /// Builds the static agent and the archive.
 pub(crate) fn image(tools: &Tools) -> Result<PathBuf> {
-    let agent = static_agent(tools)?;
-    let program = fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    image_of(&static_agent(tools)?)
+}
+
+/// The archive around an agent that is built.
+pub(crate) fn image_of(agent: &Path) -> Result<PathBuf> {
+    let program = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
     if elf::section_names(&program)?
         .iter()
         .any(|name| name == ".interp")

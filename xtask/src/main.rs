@@ -3,8 +3,11 @@
 mod build;
 mod build_ebpf;
 mod command;
+#[cfg(test)]
+mod deploy;
 mod elf;
 mod image;
+mod kind;
 mod lint;
 mod paths;
 mod setup;
@@ -34,6 +37,15 @@ Usage: cargo xtask TASK [OPTIONS]
   build [--bpf-only]          target/bpf/*.o, and target/release/lb-agent with the programs inside
                               --bpf-only  only the programs
   image                       target/image/lb-agent.tar: a container image with the static agent and nothing else
+                              --agent FILE  a static agent that is built already
+  kind up|test|down [OPTIONS] a kind cluster of three nodes without kube-proxy, the agent from deploy/ in it
+                              up, test  --image FILE  of `cargo xtask image`, instead of making it
+                              up    --node-image NAME; --kube-proxy MODE  kube-proxy instead, to compare with
+                              test  traffic of our own; --e2e  upstream's Conformance specs of Services, too
+                                    --all, --focus REGEX  all of [sig-network], those of REGEX
+                                    --only-e2e  without our own traffic
+                                    --may-skip  where no container engine starts say so and succeed
+                              down  --all  the Docker daemon that `up` started, too
   lint                        format, clippy for both targets, documentation, dependencies
   setup                       only install what is missing
   help                        this text
@@ -65,10 +77,14 @@ fn task(arguments: &[String]) -> Result<ExitCode> {
             [option] if option == "--bpf-only" => build_ebpf::build(&setup(Scope::Build)?)?,
             [option, ..] => bail!("`build` knows no `{option}`; see `cargo xtask help`"),
         },
-        "image" => {
-            no_options(task, options)?;
-            image::image(&setup(Scope::Build)?)?;
-        }
+        "image" => match options {
+            [] => image::image(&setup(Scope::Build)?).map(drop)?,
+            [option, agent] if option == "--agent" => {
+                image::image_of(agent.as_ref()).map(drop)?;
+            }
+            [option, ..] => bail!("`image` knows no such `{option}`; see `cargo xtask help`"),
+        },
+        "kind" => return kind::kind(options),
         "lint" => {
             no_options(task, options)?;
             lint::lint(&setup(Scope::Build)?)?;
