@@ -18,8 +18,9 @@ use crate::{command, image, paths};
 const NAME: &str = "lb";
 /// What tests/kind/node-image.sh makes here.
 const OWN_IMAGE: &str = "lb-kind-node:latest";
-/// kind's own, of the same minor version as tests/kind/go.mod.
-const PUBLISHED_IMAGE: &str = "kindest/node:v1.36.3";
+/// kind's own for the release of tests/kind/go.mod, of the minor version of Kubernetes there.
+const PUBLISHED_IMAGE: &str =
+    "kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed";
 const WORKERS: usize = 2;
 
 /// Of `cargo xtask kind up`.

@@ -318,7 +318,11 @@ fn status(cluster: &Cluster, node: &str) -> Result<String> {
 
 /// bpftool in the node itself reads the pinned maps with their fields.
 fn bpftool(cluster: &Cluster, node: &str) -> Result<String> {
-    let find = "find /sys/fs/bpf/lb -name services_v4 | head -1";
+    // kind's own node image has none.
+    const INSTALL: &str =
+        "command -v bpftool || { apt-get -qq update && apt-get -qq install --yes bpftool; }";
+    cluster.on_node(node, &["sh", "-c", INSTALL])?;
+    let find = "find /sys/fs/bpf/lb -name services_v4 | sort | tail -1";
     let path = cluster.on_node(node, &["sh", "-c", find])?;
     ensure!(!path.trim().is_empty(), "no map services_v4 is pinned");
     let dump = cluster.on_node(
