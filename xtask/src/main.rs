@@ -92,6 +92,7 @@ fn task(arguments: &[String]) -> Result<ExitCode> {
         "setup" => {
             no_options(task, options)?;
             setup(Scope::Run)?;
+            crate::setup::control_plane()?;
             eprintln!("everything is installed");
         }
         "help" | "--help" | "-h" => return help(),

@@ -4,10 +4,13 @@
 
 mod apt;
 mod bpf_linker;
+mod control_plane;
+mod go;
 pub(crate) mod machine;
 mod programs;
 mod rust_src;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
@@ -43,24 +46,42 @@ pub(crate) enum Scope {
     Run,
 }
 
+/// The environment variable of the tests that names the folders of the control plane, and its value, after building
+/// what is missing.
+pub(crate) fn control_plane() -> Result<(&'static str, OsString)> {
+    let steps = Steps {
+        start: Instant::now(),
+    };
+    let lock = locked()?;
+    let folders = control_plane::install(&steps)?;
+    drop(lock);
+    Ok((control_plane::FOLDERS, folders))
+}
+
+/// Held by one set-up at a time: two checkouts may set up at once.
+fn locked() -> Result<File> {
+    let cache = paths::cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let lock =
+        File::create(cache.join("setup.lock")).context("cannot create the set-up's lock file")?;
+    lock.lock().context("cannot lock the set-up's lock file")?;
+    Ok(lock)
+}
+
 /// Checks what `scope` needs and installs what is missing.
 pub(crate) fn setup(scope: Scope) -> Result<Tools> {
     let steps = Steps {
         start: Instant::now(),
     };
     let rustc = rustc()?;
-    let cache = paths::cache()?;
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    // Two checkouts may set up at once.
-    let lock =
-        File::create(cache.join("setup.lock")).context("cannot create the set-up's lock file")?;
-    lock.lock().context("cannot lock the set-up's lock file")?;
+    let lock = locked()?;
 
     rust_src::install(&steps, &rustc)?;
     let bpf_linker = bpf_linker::install(&steps, &rustc)?;
     if scope == Scope::Run {
         programs::install(&steps)?;
     }
+    drop(lock);
     Ok(Tools { bpf_linker })
 }
 

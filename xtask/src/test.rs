@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::setup::{Scope, machine, setup};
+use crate::setup::{Scope, control_plane, machine, setup};
 use crate::{build, command, lint, paths};
 
 /// What `cargo xtask test` was asked for.
@@ -60,10 +60,12 @@ fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
 
 /// The tests of every crate that is compiled for this machine.
 fn native(options: &Options, summary: &mut Summary) -> Result<()> {
+    let (variable, folders) = control_plane().context("set-up")?;
     let skips = paths::target().join(format!("test-skips-{}", std::process::id()));
     let mut cargo = command::cargo();
     cargo
         .env("LB_TEST_SKIPS", &skips)
+        .env(variable, folders)
         .args([
             "test",
             "--workspace",

@@ -10,11 +10,14 @@ use super::{Steps, apt, machine};
 use crate::{command, paths};
 
 /// A program and the package that has it in Debian and Ubuntu.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("tc", "iproute2"),
     ("bpftool", "bpftool"),
     ("nft", "nftables"),
+    // kube-proxy, with which we are compared, calls these.
+    ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
 ];
 /// Ubuntu 24.04 has bpftool in the packages of its kernels.
 const UBUNTU_BPFTOOL: [&str; 2] = ["linux-tools-common", "linux-tools-generic"];
