@@ -174,18 +174,26 @@ impl Cgroup {
     /// A socket's cgroup is that of the process which made it. So a short-lived process that shares
     /// this one's file descriptors enters both and makes it.
     pub fn socket(&self, ns: &NetNs, domain: Domain, kind: Type) -> Result<Socket> {
-        let members = File::options()
-            .write(true)
-            .open(self.path.join("cgroup.procs"))?;
+        let directory = File::open(&self.path)?;
         let netns = File::open(ns.path())?;
         let (reader, writer) = nix::unistd::pipe()?;
-        let flags = libc::CLONE_FILES | libc::SIGCHLD;
+        // SAFETY: `clone_args` is plain data; all zero is a valid value.
+        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+        // Born in the cgroup (kernel 5.7): a move would stop every fork of the machine for a grace period.
+        args.flags = u64::try_from(libc::CLONE_FILES)? | CLONE_INTO_CGROUP;
+        args.exit_signal = u64::try_from(libc::SIGCHLD)?;
+        args.cgroup = u64::try_from(directory.as_raw_fd())?;
         // SAFETY: without CLONE_VM the child gets a copy of the address space, like fork; the raw
-        // call runs no handlers of libc.
-        let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+        // call runs no handlers of libc, and the arguments outlive it.
+        let pid = unsafe {
+            libc::syscall(
+                libc::SYS_clone3,
+                &raw mut args,
+                size_of::<libc::clone_args>(),
+            )
+        };
         if pid == 0 {
             make_socket(
-                members.as_raw_fd(),
                 netns.as_raw_fd(),
                 i32::from(domain),
                 i32::from(kind),
@@ -218,23 +226,21 @@ impl Cgroup {
     }
 }
 
+/// `CLONE_INTO_CGROUP` of linux/sched.h: more than the 32 bits that libc has it in.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// The child's part of [`Cgroup::socket`]: system calls only, then the end. Writes the descriptor, or a
 /// negative errno.
-fn make_socket(members: i32, netns: i32, domain: i32, kind: i32, answer: i32) -> ! {
+fn make_socket(netns: i32, domain: i32, kind: i32, answer: i32) -> ! {
     fn errno() -> i32 {
         // SAFETY: returns this thread's errno location, always valid.
         let location = unsafe { libc::__errno_location() };
         // SAFETY: as above; nobody else writes it.
         -unsafe { *location }
     }
-    // SAFETY: writes one byte of a static string.
-    let joined = unsafe { libc::write(members, c"0".as_ptr().cast(), 1) };
-    let mut result = if joined == 1 { 0 } else { errno() };
-    if result == 0 {
-        // SAFETY: a system call on an open descriptor.
-        let entered = unsafe { libc::setns(netns, libc::CLONE_NEWNET) };
-        result = if entered == 0 { 0 } else { errno() };
-    }
+    // SAFETY: a system call on an open descriptor.
+    let entered = unsafe { libc::setns(netns, libc::CLONE_NEWNET) };
+    let mut result = if entered == 0 { 0 } else { errno() };
     if result == 0 {
         // SAFETY: a system call without pointers.
         let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) };
@@ -341,7 +347,8 @@ pub struct Agent {
     name: String,
     ns: NetNs,
     options: AgentOptions,
-    manifests: PathBuf,
+    /// The flag that names where objects come from, and its value.
+    source: (&'static str, PathBuf),
     binary: PathBuf,
     bpffs: Bpffs,
     cgroup: Arc<Cgroup>,
@@ -361,13 +368,27 @@ impl Agent {
 
     /// Everything but the process.
     pub fn prepare(node: &Node, manifests: &ManifestDir, options: AgentOptions) -> Result<Agent> {
+        Agent::prepare_on(node, "--manifests", manifests.path(), options)
+    }
+
+    /// The same for an agent that gets its objects from an API server.
+    pub fn prepare_api(node: &Node, kubeconfig: &Path, options: AgentOptions) -> Result<Agent> {
+        Agent::prepare_on(node, "--kubeconfig", kubeconfig, options)
+    }
+
+    fn prepare_on(
+        node: &Node,
+        flag: &'static str,
+        source: &Path,
+        options: AgentOptions,
+    ) -> Result<Agent> {
         let name = node.host.name.clone();
         let cgroup = Arc::new(Cgroup::new(&name)?);
         node.host.enter_cgroup(Some(Arc::clone(&cgroup)));
         Ok(Agent {
             ns: node.host.ns.clone(),
             options,
-            manifests: manifests.path().to_owned(),
+            source: (flag, source.to_owned()),
             binary: binary()?,
             bpffs: Bpffs::mount(&format!("{name}-bpf"))?,
             home: TempDir::new(&format!("{name}-home"))?,
@@ -397,8 +418,8 @@ impl Agent {
                 crate::topology::UPLINK,
             ])
             .args(["--xdp", self.options.xdp])
-            .arg("--manifests")
-            .arg(&self.manifests)
+            .arg(self.source.0)
+            .arg(&self.source.1)
             .arg("--bpffs")
             .arg(self.bpffs.path())
             .arg("--cgroup")

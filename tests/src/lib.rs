@@ -7,7 +7,9 @@
 pub mod agent;
 pub mod bench;
 pub mod cases;
+pub mod control_plane;
 pub mod demo;
+pub mod differential;
 pub mod echo;
 pub mod loaded;
 pub mod manifest;

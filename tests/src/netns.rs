@@ -5,6 +5,7 @@
 //! exec ([`NetNs::command`]). Nothing ever changes the namespace of the caller's thread.
 
 use std::{
+    cell::RefCell,
     ffi::OsStr,
     fs::{self, File},
     io::Write as _,
@@ -25,6 +26,11 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 use socket2::{Domain, Protocol, Socket, Type};
+
+thread_local! {
+    /// The namespace that this thread is in, unless it is the one that the process started in.
+    static ENTERED: RefCell<Option<Arc<OwnedFd>>> = const { RefCell::new(None) };
+}
 
 /// A network namespace. Clones share it; it ends with the last clone, socket and process in it.
 #[derive(Clone, Debug)]
@@ -81,13 +87,23 @@ impl NetNs {
         Ok(published)
     }
 
+    /// Moves the calling thread into the namespace for good: for threads that a pool starts.
+    pub fn enter(&self) -> Result<()> {
+        setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter the namespace of {}", self.name))?;
+        ENTERED.set(Some(Arc::clone(&self.fd)));
+        Ok(())
+    }
+
     /// Runs `f` on a thread inside the namespace and returns its result; a panic is passed on.
     pub fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> Result<R> {
+        if ENTERED.with_borrow(|fd| fd.as_ref().is_some_and(|fd| Arc::ptr_eq(fd, &self.fd))) {
+            return Ok(f());
+        }
         thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)
-                        .with_context(|| format!("cannot enter the namespace of {}", self.name))?;
+                    self.enter()?;
                     Ok(f())
                 })
                 .join()

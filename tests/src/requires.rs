@@ -18,12 +18,14 @@ pub enum Need {
     Tcx,
     /// `nft`, to evaluate conntrack state.
     Nft,
+    /// The programs of the control plane, and kube-proxy.
+    ControlPlane,
 }
 
 impl Need {
     /// Why this machine lacks it; `None` when it is there.
     pub fn missing(self) -> Option<&'static str> {
-        static FOUND: [OnceLock<Option<&'static str>>; 5] = [const { OnceLock::new() }; 5];
+        static FOUND: [OnceLock<Option<&'static str>>; 6] = [const { OnceLock::new() }; 6];
         *FOUND[self as usize].get_or_init(|| self.probe())
     }
 
@@ -64,6 +66,18 @@ impl Need {
                 Ok(_) => None,
                 Err(_) => Some("needs `nft`; install nftables"),
             },
+            Need::ControlPlane => {
+                let programs = [
+                    "etcd",
+                    "kube-apiserver",
+                    "kube-controller-manager",
+                    "kube-proxy",
+                ];
+                let lacks = |name: &&str| crate::control_plane::program(name).is_err();
+                programs.iter().any(|name| lacks(name)).then_some(
+                    "needs etcd, kube-apiserver, kube-controller-manager and kube-proxy; run `cargo xtask setup`",
+                )
+            }
         }
     }
 }
