@@ -137,6 +137,31 @@ impl Hooks {
         Ok(changed)
     }
 
+    /// Forgets the interfaces whose hooks somebody took away, so that [`Hooks::reconcile`] serves them anew (semantics
+    /// 22.6); returns their names.
+    pub fn forget_detached(&mut self) -> Vec<String> {
+        let attacher = &mut self.attacher;
+        let detached: Vec<u32> = self
+            .states
+            .iter()
+            .filter(|(ifindex, state)| {
+                let xdp = state.xdp.as_ref().ok().copied();
+                state.tc.is_ok() && !attacher.is_attached(**ifindex, xdp)
+            })
+            .map(|(ifindex, _)| *ifindex)
+            .collect();
+        detached
+            .iter()
+            .filter_map(|ifindex| self.states.remove(ifindex))
+            .map(|state| state.interface.name)
+            .collect()
+    }
+
+    /// Whether the socket hooks that were attached still are.
+    pub fn are_sockets_attached(&self) -> bool {
+        self.attacher.is_cgroup_attached()
+    }
+
     /// Removes entries of interfaces that are not served any more.
     fn forget(&self, keep: &dyn Fn(u32) -> bool) -> Result<(), HookError> {
         for (ifindex, _) in self.interfaces.entries()? {

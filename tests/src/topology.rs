@@ -233,6 +233,12 @@ const COMMON_SYSCTLS: &[(&str, &str)] = &[
     ("ipv6/conf/default/dad_transmits", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/all/accept_ra", "0"),
+    // A Service address that is none for a while is routed back to where the client sits, and the redirect that it
+    // gets for that would outlast the while.
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
+    ("ipv6/conf/all/accept_redirects", "0"),
     // A test sees more errors in a second than a peer may be told of.
     ("ipv4/icmp_ratelimit", "0"),
     ("ipv6/icmp/ratelimit", "0"),

@@ -23,6 +23,9 @@ const COMMANDS: [&str; 5] = ["status", "services", "backends", "flows", "interfa
 
 /// `web` with endpoints on both nodes, `far` with policy Local and an endpoint on node-b alone, `rival` that claims
 /// the external address of `web`.
+/// Within this time after they went hooks are back: three looks of the agent.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
 fn objects(world: &World) -> Vec<Value> {
     let web = Service::new("web", &cluster_ips(1))
         .both(PORT)
@@ -711,5 +714,50 @@ fn events_are_logged_at_debug_level_only() -> Result<()> {
     scene.a.options_mut().log = "info".into();
     scene.a.start_again()?;
     assert!(!mode(&scene.a)?);
+    Ok(())
+}
+
+/// Semantics 22.6: hooks that somebody takes away come back.
+#[test]
+fn hooks_that_somebody_detaches_come_back() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    for variant in [
+        Variant::native(),
+        Variant::plain().flag("--tc-attach clsact"),
+    ] {
+        let what = variant.describe();
+        let scene = Scene::start(&variant, objects)?;
+        let [pod, host] = [scene.world.a().pod(0), &scene.world.a().host];
+        let dials = || {
+            Ip::BOTH.into_iter().flat_map(|ip| {
+                [pod, host].map(|from| Dial::tcp(from, (cluster_ip(ip, 1), PORT).into()))
+            })
+        };
+        for dial in dials() {
+            dial.ask().context("before")?;
+        }
+        // Without its pin nothing holds a link any more.
+        let links = scene
+            .a
+            .bpffs()
+            .join(format!("lb/v{}/links", lb_common::ABI_VERSION));
+        for link in std::fs::read_dir(&links)? {
+            std::fs::remove_file(link?.path())?;
+        }
+        for index in 0..scene.world.a().pods.len() {
+            let interface = scene.world.a().pod_interface(index);
+            // There is none where TCX is used.
+            drop(
+                host.ns
+                    .output("tc", &["qdisc", "del", "dev", &interface, "clsact"]),
+            );
+        }
+        for dial in dials() {
+            wait::until(&format!("{dial} again, {what}"), AGAIN, || {
+                dial.ask().map(drop).map_err(Into::into)
+            })?;
+        }
+        scene.a.wait_log("attached again")?;
+    }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! `<ifindex>-xdp-native`, `<ifindex>-xdp-generic`, `cgroup-<program>`.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -122,6 +123,8 @@ pub struct Attacher {
     links: PathBuf,
     tc: TcMode,
     netlink: Socket,
+    /// The socket hooks that are attached.
+    sockets: BTreeSet<&'static str>,
 }
 
 impl Attacher {
@@ -131,6 +134,7 @@ impl Attacher {
             links: dir.join("links"),
             tc,
             netlink: Socket::new()?,
+            sockets: BTreeSet::new(),
         })
     }
 
@@ -233,6 +237,37 @@ impl Attacher {
             })
     }
 
+    /// Whether an interface still has what was attached: somebody may detach links or delete filters.
+    pub fn is_attached(&mut self, ifindex: u32, xdp: Option<&str>) -> bool {
+        let link = |hook: &Hook| {
+            let pin = self.links.join(format!("{ifindex}-{}", hook.name));
+            sys::obj_get(&pin, 0)
+                .and_then(|link| sys::link_info(link.as_fd()))
+                .is_ok_and(|info| info.target == ifindex)
+        };
+        let xdp = match xdp {
+            Some("native") => link(&XDP_NATIVE),
+            Some(_) => link(&XDP_GENERIC),
+            None => true,
+        };
+        xdp && match self.tc {
+            TcMode::Tcx => link(&TCX_INGRESS) && link(&TCX_EGRESS),
+            TcMode::Clsact => [Direction::Ingress, Direction::Egress]
+                .into_iter()
+                .all(|way| matches!(tc::attached(&mut self.netlink, ifindex, way), Ok(Some(_)))),
+        }
+    }
+
+    /// Whether the socket hooks that were attached still are.
+    pub fn is_cgroup_attached(&self) -> bool {
+        self.sockets.iter().all(|name| {
+            let pin = self.links.join(format!("cgroup-{name}"));
+            sys::obj_get(&pin, 0)
+                .and_then(|link| sys::link_info(link.as_fd()))
+                .is_ok_and(|info| info.target != 0 || info.attach != 0)
+        })
+    }
+
     /// Removes XDP from an interface.
     pub fn no_xdp(&mut self, ifindex: u32) -> AttachResult<()> {
         self.remove(ifindex, &XDP_NATIVE)?;
@@ -262,7 +297,12 @@ impl Attacher {
     }
 
     /// Socket hooks at a cgroup, in the order of `names::programs::CGROUP`.
-    pub fn cgroup(&self, path: &Path, index: usize, program: BorrowedFd<'_>) -> AttachResult<()> {
+    pub fn cgroup(
+        &mut self,
+        path: &Path,
+        index: usize,
+        program: BorrowedFd<'_>,
+    ) -> AttachResult<()> {
         let cgroup = File::open(path).map_err(|source| AttachError::Cgroup {
             path: path.to_owned(),
             source,
@@ -286,7 +326,9 @@ impl Attacher {
             program,
             cgroup.as_raw_fd().cast_unsigned(),
             same,
-        )
+        )?;
+        self.sockets.insert(name);
+        Ok(())
     }
 
     /// Updates the pinned link if it still is the one wanted, else makes and pins one.
@@ -399,7 +441,8 @@ impl Attacher {
     }
 
     /// Removes the socket hooks.
-    pub fn no_cgroup(&self) -> AttachResult<()> {
+    pub fn no_cgroup(&mut self) -> AttachResult<()> {
+        self.sockets.clear();
         for name in programs::CGROUP {
             let pin = self.links.join(format!("cgroup-{name}"));
             release(&pin).map_err(|source| AttachError::Io {

@@ -65,6 +65,8 @@ const GC_ROUND: Duration = Duration::from_secs(2);
 const GC_ENTRIES: usize = 8_192;
 /// Between two audits.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
+/// Between two looks whether the hooks are still attached.
+const HOOKS_INTERVAL: Duration = Duration::from_secs(10);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -174,7 +176,8 @@ impl Agent {
         loaded.program(lb_common::names::programs::CLOCK)?;
         let clock = ClockReader::open_pinned(loaded.dir())?;
         let entry = ConfigEntry::open(loaded.dir())?;
-        let stale_sockets = StaleSockets::open(loaded.dir())?;
+        let translates = config.socket_lb != SocketLb::Off;
+        let stale_sockets = StaleSockets::open(loaded.dir(), translates)?;
         observer.maps_opened(loaded.dir())?;
         let store = PinnedStore::open(loaded.dir(), entry.clone())?;
         let tc = tc_mode(config.tc_attach, &features)?;
@@ -292,6 +295,8 @@ impl Agent {
         let mut retry = ticks(RETRY_INTERVAL);
         let mut audit = ticks(AUDIT_INTERVAL);
         audit.reset();
+        let mut hooks = ticks(HOOKS_INTERVAL);
+        hooks.reset();
         let mut events_open = true;
         loop {
             tokio::select! {
@@ -325,6 +330,7 @@ impl Agent {
                     self.observer.tick(&self.desired, &self.dataplane, self.gc.entries());
                 }
                 _ = audit.tick() => self.audit(),
+                _ = hooks.tick() => self.repair_hooks()?,
             }
         }
     }
@@ -564,6 +570,24 @@ impl Agent {
             Ok(ended) => tracing::info!(ended, "connected UDP sockets lost their backend"),
             Err(error) => tracing::error!("{}", chain(&error)),
         }
+    }
+
+    /// Attaches again what somebody detached (semantics 22.6).
+    fn repair_hooks(&mut self) -> Result<()> {
+        // Those of an interface that went are gone, too.
+        self.network_changed()?;
+        for interface in self.hooks.forget_detached() {
+            tracing::warn!(
+                interface,
+                "its programs were detached by somebody else; attached again"
+            );
+        }
+        self.serve_interfaces()?;
+        if !self.hooks.are_sockets_attached() {
+            tracing::warn!("the socket hooks were detached by somebody else; attached again");
+            self.serve_sockets()?;
+        }
+        Ok(())
     }
 
     fn audit(&mut self) {

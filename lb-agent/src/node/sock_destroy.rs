@@ -4,12 +4,15 @@
 //! The kernel asks no hook when a connected socket sends, so nothing else can turn it. Asked for are the
 //! connected sockets of this network namespace alone; which of them are ours `socket_origins` tells by
 //! the socket's number, so that a socket that dialled a backend itself is left alone (17.5).
+//!
+//! A socket that is connected to a frontend itself got there before the Service did: it goes on untranslated until it
+//! connects anew, so it is ended, too (17.2 b).
 
 use std::{io, path::Path};
 
 use lb_common::{
     Family,
-    abi::{Addr6, Backend, Be16, SocketOrigin, SocketOriginKey, proto},
+    abi::{Addr4, Addr6, Backend, Be16, ServiceKey, SocketOrigin, SocketOriginKey, proto},
     names::maps as names,
 };
 
@@ -145,16 +148,20 @@ pub struct StaleSockets {
     netlink: Option<Socket>,
     is_due: bool,
     is_unsupported: bool,
+    /// Whether a hook would translate a socket that connects anew.
+    is_translated: bool,
 }
 
 impl StaleSockets {
     /// For the maps pinned in `dir`. Due from the start: endpoints may have gone while no agent ran.
-    pub fn open(dir: &Path) -> MapResult<StaleSockets> {
+    /// `is_translated`: the socket hooks are in use.
+    pub fn open(dir: &Path, is_translated: bool) -> MapResult<StaleSockets> {
         Ok(StaleSockets {
             origins: TypedMap::open(dir, names::SOCKET_ORIGINS, Access::Read)?,
             netlink: None,
             is_due: true,
             is_unsupported: false,
+            is_translated,
         })
     }
 
@@ -207,7 +214,13 @@ impl StaleSockets {
 
     fn is_stale(&self, maps: &Maps, key: &SocketOriginKey) -> MapResult<bool> {
         let Some(origin) = self.origins.lookup(key)? else {
-            return Ok(false);
+            let addr = key.addr;
+            return Ok(self.is_translated
+                && if key.family == 4 {
+                    is_frontend(&maps.v4, Addr4 { be: addr.be[0] }, key.port)?
+                } else {
+                    is_frontend(&maps.v6, addr, key.port)?
+                });
         };
         if key.family == 4 {
             gone(&maps.v4, &origin)
@@ -219,6 +232,13 @@ impl StaleSockets {
 
 fn gone<F: Family>(maps: &FamilyPins<F>, origin: &SocketOrigin) -> MapResult<bool> {
     Ok(is_gone(&maps.backends.read(origin.backend)?, origin))
+}
+
+fn is_frontend<F: Family>(maps: &FamilyPins<F>, addr: F::Addr, port: Be16) -> MapResult<bool> {
+    let frontend = maps
+        .services
+        .lookup(&ServiceKey::new(addr, port, proto::UDP))?;
+    Ok(frontend.is_some())
 }
 
 fn is_no_more(error: &io::Error) -> bool {
