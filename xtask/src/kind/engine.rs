@@ -84,7 +84,8 @@ impl Engine {
             "runtimes": { "runc-here": { "path": paths::workspace().join("tests/kind/runc") } },
             "default-runtime": "runc-here",
             "bip": "172.31.240.1/24",
-            "default-address-pools": [{ "base": "172.31.241.0/24", "size": 24 }],
+            // More than one: networks of an earlier start are still known to the daemon.
+            "default-address-pools": [{ "base": "172.31.240.0/20", "size": 24 }],
         });
         fs::write(docker.join("daemon.json"), settings.to_string())
             .context("cannot write the daemon's settings")?;
