@@ -88,6 +88,17 @@ impl Source {
         }
     }
 
+    /// Name of its place.
+    pub fn place_name(self) -> &'static str {
+        match self {
+            Source::PodA => "a2",
+            Source::HostA => "node-a",
+            Source::Outside => "client",
+            Source::PodB => "b2",
+            Source::HostB => "node-b",
+        }
+    }
+
     /// Whether it is a pod.
     pub fn is_pod(self) -> bool {
         matches!(self, Source::PodA | Source::PodB)
@@ -518,7 +529,10 @@ fn dial(subject: &Subject, point: &Point, silence: Duration) -> Outcome {
     let (mut failures, mut backends) = (0, BTreeSet::new());
     let has_choice = point.case.condition.has_choice();
     for _ in 0..if has_choice { TRIES } else { 1 } {
-        match Dial::new(from, proto, to).timeout(silence).ask() {
+        // No client port is used twice: what an old connection leaves behind is no part of the table.
+        let port = subject.next_port(point.source);
+        let dial = Dial::new(from, proto, to).source_port(port);
+        match dial.timeout(silence).ask() {
             Ok(answer) => {
                 let seen = seen(world, answer.seen_peer.ip());
                 outcome.insert(format!("{} sees {seen}", answer.server));

@@ -74,7 +74,7 @@ impl Need {
                     "kube-proxy",
                 ];
                 let lacks = |name: &&str| crate::control_plane::program(name).is_err();
-                programs.iter().any(|name| lacks(name)).then_some(
+                programs.iter().any(lacks).then_some(
                     "needs etcd, kube-apiserver, kube-controller-manager and kube-proxy; run `cargo xtask setup`",
                 )
             }

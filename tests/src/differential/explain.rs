@@ -35,6 +35,14 @@ impl Difference {
         all_answer(ours) && all_answer(theirs) && Self::backends(ours) == Self::backends(theirs)
     }
 
+    /// Every backend of ours sees who dialled, or what kube-proxy's sees.
+    fn ours_sees_the_client(&self) -> bool {
+        let client = format!(" sees {}", self.point.source.place_name());
+        self.our_outcome
+            .iter()
+            .all(|text| text.ends_with(&client) || self.their_outcome.contains(text))
+    }
+
     fn ours_is(&self, text: &str) -> bool {
         self.our_outcome.len() == 1 && self.our_outcome.contains(text)
     }
@@ -66,7 +74,9 @@ pub fn entries() -> &'static [Entry] {
             text: "By default a backend sees the client itself wherever its replies pass the node that translated the \
                    flow; kube-proxy translates the source of all external traffic under policy Cluster. The backends \
                    that answer are the same.",
-            explains: |it| it.ours == Kind::Ours && it.is_source_only(),
+            explains: |it| {
+                it.ours == Kind::Ours && it.is_source_only() && it.ours_sees_the_client()
+            },
         },
         Entry {
             title: "a host process is told at once that it is refused",

@@ -1,7 +1,10 @@
 //! A world with our agent or the real kube-proxy on both nodes, at one control plane with the others.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use anyhow::{Context as _, Result};
 
+use super::Source;
 use crate::{
     agent::{Agent, AgentOptions},
     control_plane::{self, CLUSTER_CIDR, ControlPlane, KubeProxy, Mode, Role},
@@ -57,6 +60,7 @@ pub struct Subject {
     pub kind: Kind,
     proxies: Vec<Proxy>,
     _servers: Vec<Server>,
+    ports: [AtomicU16; 5],
     /// The world.
     pub world: World,
 }
@@ -75,6 +79,7 @@ impl Subject {
             kind,
             proxies: Vec::new(),
             _servers: servers,
+            ports: Default::default(),
             world,
         })
     }
@@ -121,6 +126,13 @@ impl Subject {
                 .with_context(|| format!("{}\n{}", self.kind.name(), self.logs()))?;
         }
         Ok(())
+    }
+
+    /// A client port that the source has not used before.
+    pub(super) fn next_port(&self, source: Source) -> u16 {
+        const FIRST: u16 = 32_768;
+        const COUNT: u16 = 28_000;
+        FIRST + self.ports[source as usize].fetch_add(1, Ordering::Relaxed) % COUNT
     }
 
     /// What our agents have counted as dropped or refused, by reason.
