@@ -35,10 +35,10 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         let mut flow = unsafe { core::ptr::read(self.0) };
         if F::IS_V6 {
             // The addresses again, by 64-bit words: the compiler must think that map values are aligned to 4.
-            // SAFETY: as above; the kernel does not need the alignment in map values.
-            flow.to.saddr = unsafe { wide(&raw const (*self.0).to.saddr) };
-            // SAFETY: as above.
-            flow.to.daddr = unsafe { wide(&raw const (*self.0).to.daddr) };
+            // SAFETY: a map value of this size; the kernel does not need the alignment there.
+            let to = unsafe { &(*self.0).to };
+            flow.to.saddr = wide(&to.saddr);
+            flow.to.daddr = wide(&to.daddr);
         }
         flow
     }
@@ -71,18 +71,12 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
     }
 }
 
-/// Reads an IPv6 address as two 64-bit words.
-///
-/// # Safety
-/// The address is in a map value.
+/// Reads an IPv6 address of a map value as two 64-bit words.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
-unsafe fn wide<A: Address>(addr: *const A) -> A {
-    let words: *const u64 = addr.cast();
-    // SAFETY: the caller's promise.
-    let low = unsafe { core::ptr::read(words) };
-    // SAFETY: the caller's promise.
-    let high = unsafe { core::ptr::read(words.add(1)) };
+fn wide<A: Address>(addr: &A) -> A {
+    // SAFETY: an IPv6 address has the size of the words; x86-64 and arm64 load from any alignment.
+    let [low, high] = unsafe { core::ptr::read((&raw const *addr).cast::<[u64; 2]>()) };
     A::from_words([
         low as u32,
         (low >> 32) as u32,

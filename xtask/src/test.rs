@@ -60,12 +60,17 @@ fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
 
 /// The tests of every crate that is compiled for this machine.
 fn native(options: &Options, summary: &mut Summary) -> Result<()> {
-    let (variable, folders) = control_plane().context("set-up")?;
     let skips = paths::target().join(format!("test-skips-{}", std::process::id()));
     let mut cargo = command::cargo();
+    match control_plane() {
+        Ok((variable, folders)) => {
+            cargo.env(variable, folders);
+        }
+        // Its tests count as skipped, each with what it lacks; all others can run.
+        Err(error) => eprintln!("no control plane for the tests: {error:#}"),
+    }
     cargo
         .env("LB_TEST_SKIPS", &skips)
-        .env(variable, folders)
         .args([
             "test",
             "--workspace",

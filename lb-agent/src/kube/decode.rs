@@ -336,7 +336,11 @@ fn reduced<'de, D: serde::Deserializer<'de, Error = serde_json::Error>>(
 }
 
 /// Decodes into an API type; an error names the path of the field.
-pub(super) fn typed<'de, T: DeserializeOwned, D: serde::Deserializer<'de, Error = serde_json::Error>>(
+pub(super) fn typed<
+    'de,
+    T: DeserializeOwned,
+    D: serde::Deserializer<'de, Error = serde_json::Error>,
+>(
     input: D,
 ) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(input).map_err(|error| {
