@@ -308,7 +308,8 @@ fn direct_connections_are_left_alone_beside_translated_ones(
 }
 
 scenes!(
-    |world| ready(&near_and_far(world)),
+    // No endpoint at first: were there two, an answer of one would not tell that the other is gone.
+    |_| objects(&[]),
     [plain, bridge, without_offloads, native, native_bridge],
     [
         tcp_connections_outlive_their_endpoint,

@@ -1,6 +1,9 @@
 //! The world itself, without an agent: whatever these cases show is not the load balancer's doing.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -142,6 +145,29 @@ fn a_chosen_source_port_is_seen_and_large_streams_are_whole() -> Result<()> {
         let answer = stream.ask_with(2_000_000, Duration::from_secs(10))?;
         assert_eq!(answer.length, 2_000_000);
         stream.fetch(2_000_000, Duration::from_secs(10))?;
+    }
+    Ok(())
+}
+
+/// 150 dials each from ports that the kernel picks: at random, two would share one in every third run.
+#[test]
+fn no_two_dials_of_a_place_share_a_port() -> Result<()> {
+    require!(Root);
+    let world = World::new(WorldOptions {
+        pods_per_node: 1,
+        ..WorldOptions::default()
+    })?;
+    let to = world.b().pod(0);
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let _server = Server::start(to, ip, proto, 8080)?;
+            let mut ports = BTreeSet::new();
+            for _ in 0..150 {
+                let dial = Dial::new(&world.client, proto, to.at(ip, 8080));
+                let port = dial.ask()?.local.port();
+                ensure!(ports.insert(port), "{port} twice, {proto:?} {ip:?}");
+            }
+        }
     }
     Ok(())
 }

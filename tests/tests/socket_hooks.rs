@@ -348,9 +348,14 @@ impl Fixture {
         let ns = NetNs::new(what)?;
         let mut lines = "link set lo up\n".to_owned();
         for ip in FAMILIES {
-            let bits = if ip == Ip::V4 { 32 } else { 128 };
+            // Without `nodad` an IPv6 address is tentative until a work item of the kernel has run, on lo, too.
+            let options = if ip == Ip::V4 {
+                "/32 dev lo"
+            } else {
+                "/128 dev lo nodad"
+            };
             for addr in [backend_addr(ip, 1), backend_addr(ip, 2), node_addr(ip)] {
-                lines += &format!("addr add {addr}/{bits} dev lo\n");
+                lines += &format!("addr add {addr}{options}\n");
             }
         }
         ns.ip(&lines)?;

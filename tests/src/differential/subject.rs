@@ -68,7 +68,12 @@ pub struct Subject {
 impl Subject {
     /// Builds the world, with a server in every pod and on the host of node-a, and links it to the control plane.
     pub fn new(plane: &ControlPlane, kind: Kind) -> Result<Subject> {
-        let world = World::new(WorldOptions::default())?;
+        Subject::with(plane, kind, WorldOptions::default())
+    }
+
+    /// The same with another world.
+    pub fn with(plane: &ControlPlane, kind: Kind, options: WorldOptions) -> Result<Subject> {
+        let world = World::new(options)?;
         let mut servers = Vec::new();
         let hosts = std::iter::once(&world.a().host);
         for place in world.nodes.iter().flat_map(|node| &node.pods).chain(hosts) {
