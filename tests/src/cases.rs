@@ -554,6 +554,7 @@ cases! {
     errors_about_others_are_untouched
     redirects_about_translated_packets_are_dropped
     direct_connection_with_a_taken_tuple
+    a_port_used_again_past_the_frontends
     stale_elements_are_not_believed
     masquerade_all_translates_local_backends
 }
@@ -1715,6 +1716,65 @@ fn direct_connection_with_a_taken_tuple<F: Net, W: World + Store<F>>(world: &mut
         s.untouched(At::Out, &error);
         s.exit = POD;
         s.check(At::Out, &error, Verdict::Pass, &restored);
+    }
+}
+
+/// A client outside reaches a backend past the frontends, from a port that it used at one of them before.
+fn a_port_used_again_past_the_frontends<F: Net, W: World + Store<F>>(world: &mut W) {
+    // How the connection through the frontend ends: flags of a packet of the client, of the backend, whether it is over.
+    let endings = [
+        (ACK, ACK, false),
+        (FIN | ACK, ACK, false),
+        (ACK, FIN | ACK, false),
+        (FIN | ACK, FIN | ACK, true),
+        (RST, ACK, true),
+        (ACK, RST, true),
+    ];
+    let mut s = Scene::<F, W>::new(world);
+    let (front, to) = (at(s.h.node, 30_080), at(s.h.pod, 8080));
+    s.service_with(
+        front,
+        TCP,
+        FrontendKind::NodePort,
+        &[local(s.h.pod, 8080)],
+        |service| service.flags |= ServiceFlags::EXTERNAL_LOCAL,
+    );
+    s.exit = EXTERNAL;
+    let mut over = 0;
+    for (port, (client_flags, backend_flags, is_over)) in (40_000..).zip(endings) {
+        let client = at(s.h.client, port);
+        let sent = |flags| packet(TCP, client, front).flags(flags);
+        let arrived = |flags| packet(TCP, client, to).flags(flags);
+        let answer = |flags| packet(TCP, to, client).flags(flags);
+        let restored = |flags| packet(TCP, front, client).flags(flags);
+        for (theirs, ours) in [(SYN, SYN | ACK), (ACK, ACK), (client_flags, backend_flags)] {
+            s.check(At::External, &sent(theirs), Verdict::Pass, &arrived(theirs));
+            s.check(At::Out, &answer(ours), Verdict::Pass, &restored(ours));
+        }
+        s.untouched(At::External, &arrived(SYN));
+        if is_over {
+            over += 1;
+            for flags in [SYN | ACK, ACK, FIN | ACK] {
+                s.untouched(At::Out, &answer(flags));
+            }
+        } else {
+            // The connection lives, and may have its SYN-ACK sent again.
+            s.check(
+                At::Out,
+                &answer(SYN | ACK),
+                Verdict::Pass,
+                &restored(SYN | ACK),
+            );
+        }
+        s.counted(Counter::OverForgotten, over);
+        // The frontend is used again.
+        s.check(At::External, &sent(SYN), Verdict::Pass, &arrived(SYN));
+        s.check(
+            At::Out,
+            &answer(SYN | ACK),
+            Verdict::Pass,
+            &restored(SYN | ACK),
+        );
     }
 }
 

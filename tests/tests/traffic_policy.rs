@@ -2,17 +2,18 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_tests::{
-    echo::{Failure, Proto},
+    echo::{Dial, Failure, Proto},
     manifest::{Endpoint, Service, Slice},
     require,
     scene::{
-        Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all, expect_failure,
-        external_ip, external_ips,
+        SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect,
+        expect_all, expect_failure, external_ip, external_ips,
     },
     scenes,
-    topology::{Ip, Node, World},
+    topology::{Ip, Node, Place, World},
+    wait,
 };
 use serde_json::Value;
 
@@ -231,6 +232,45 @@ fn internal_local_without_a_local_endpoint_drops(scene: &Scene, what: &str) -> R
     Ok(())
 }
 
+/// Semantics 9.4, 28.17: a client that a backend saw with its own address and port uses that port again, for the backend
+/// itself or for a frontend at another node. Closed or reset, the old connection leaves nothing in the way.
+fn a_port_of_an_ended_connection_is_used_again_past_the_frontends(
+    scene: &Scene,
+    what: &str,
+) -> Result<()> {
+    let world = &scene.world;
+    let b = world.b();
+    let mut port = 20_000;
+    for ip in Ip::BOTH {
+        let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
+        let past: [(&Place, &dyn Fn(&Place) -> (IpAddr, u16)); 2] = [
+            (&world.client, &|backend: &Place| (backend.addr(ip), TARGET)),
+            (world.a().pod(0), &|_: &Place| {
+                (cluster_ip(ip, EXTERNAL_ELSEWHERE), PORT)
+            }),
+        ];
+        for (from, to) in past {
+            for reset in [false, true] {
+                port += 1;
+                let dial = |to: (IpAddr, u16)| {
+                    let dial = Dial::tcp(from, to.into()).source_port(port);
+                    if reset { dial.reset() } else { dial }
+                };
+                let servers = [b.pod(0), b.pod(1)];
+                let first = check(what, dial(on_b), &servers, Seen::Client)?;
+                let served = servers.iter().find(|pod| pod.name == first.server);
+                let served = served.context("no such pod")?;
+                let again = dial(to(served));
+                // The two ends close on their own; until then the connection is not over.
+                wait::until("the port is free again", SOON, || {
+                    check(what, again.timeout(SILENCE), &servers, Seen::Client).map(drop)
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Semantics 6.3, 6.5: a terminating local endpoint that still serves is used for Local before nothing;
 /// ready endpoints elsewhere serve Cluster traffic.
 #[test]
@@ -286,6 +326,7 @@ scenes!(
         external_local_without_a_local_endpoint_drops_outside_clients,
         external_local_is_short_circuited_for_pods_and_processes_of_the_node,
         internal_local_keeps_cluster_ip_traffic_on_the_node,
-        internal_local_without_a_local_endpoint_drops
+        internal_local_without_a_local_endpoint_drops,
+        a_port_of_an_ended_connection_is_used_again_past_the_frontends
     ]
 );

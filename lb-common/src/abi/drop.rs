@@ -117,6 +117,8 @@ counters! {
         AffinityHit = 53 "affinity_hit",
         /// Direct connections that got another source port (their tuple was taken).
         DirectRewritten = 54 "direct_rewritten",
+        /// Flows that had ended and gave way to a connection past the frontends with the same client port and backend.
+        OverForgotten = 55 "over_forgotten",
     }
 }
 

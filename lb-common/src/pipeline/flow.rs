@@ -148,6 +148,37 @@ pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
     tables.count(Counter::Reselected);
 }
 
+/// Whether this entry translates what a backend answers a client outside, or on another node, that kept its address.
+#[inline(always)]
+pub fn is_outside_reply<F: Ip>(flow: &Flow<F>) -> bool {
+    const OTHERS: u16 = FlowFlags::EGRESS | FlowFlags::ORIGINAL_AT_POD | FlowFlags::DIRECT;
+    flow.flags & (FlowFlags::REPLY | OTHERS) == FlowFlags::REPLY
+}
+
+/// A backend accepts a connection, and here is the reply entry of one with the same client, port and backend that ended:
+/// were the new one a frontend's, its SYN would have replaced the flow ([`is_stale`]). So the client reached the backend
+/// past this node's frontends, from a port that it had used at one; the old flow gives way.
+///
+/// Ended: a reset, or a FIN of both. One FIN is not enough, a SYN-ACK may be sent again behind the client's.
+#[inline(always)]
+pub fn forget_if_over<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, reply: &Flow<F>) -> bool {
+    let original_key = reply.partner_key(key);
+    let Some(original) = tables
+        .flow(&original_key)
+        .or_else(|| tables.opening(&original_key))
+    else {
+        return false;
+    };
+    let flags = original.flags();
+    if (reply.flags | flags) & FlowFlags::RST == 0 && reply.flags & flags & FlowFlags::FIN == 0 {
+        return false;
+    }
+    remove(tables, &original_key);
+    remove(tables, key);
+    tables.count(Counter::OverForgotten);
+    true
+}
+
 /// Removes an opening whose reply tuple went to another flow, and leaves that tuple alone.
 #[inline(always)]
 pub fn forget_own<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {

@@ -186,6 +186,14 @@ fn egress_translate<F: Ip, P: PacketBuf, T: Tables<F>>(
         // moved out of the way of at the next hook.
         return Ok(Step::Pass);
     }
+    if parsed.is_syn_ack() && flow::is_outside_reply(&flow) {
+        if again {
+            return Ok(Step::Slow);
+        }
+        if flow::forget_if_over(tables, &key, &flow) {
+            return Ok(Step::Pass);
+        }
+    }
     flow::note(&entry, &flow, parsed.tcp_flags, tables.stamp());
     rewrite::translate(
         packet,

@@ -53,6 +53,12 @@ impl<F: Ip> Parsed<F> {
     pub fn is_syn(&self) -> bool {
         self.is_tcp() && crate::wire::tcp_flags::is_pure_syn(self.tcp_flags)
     }
+    /// Whether this accepts a TCP connection.
+    #[inline(always)]
+    pub fn is_syn_ack(&self) -> bool {
+        const SYN_ACK: u8 = crate::wire::tcp_flags::SYN | crate::wire::tcp_flags::ACK;
+        self.is_tcp() && self.tcp_flags & SYN_ACK == SYN_ACK
+    }
 }
 
 /// Reads a packet that needs no care.
