@@ -1,17 +1,32 @@
 //! Flags and environment → a validated [`Config`]. Names are kube-proxy's where it has one.
 
 pub mod compat;
+pub mod conntrack;
+mod families;
 mod kube_proxy;
+mod written;
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, ValueEnum};
 
-use self::compat::{CompatArgs, ConntrackSetting, LocalDetector};
+use self::{
+    compat::{CompatArgs, LocalDetector},
+    conntrack::Setting,
+};
 use crate::{
     desired::{NodePortAddresses, state::Prefix},
     kube::{api::Access, parse},
 };
+
+/// Port of health where none is given.
+const HEALTHZ_PORT: u16 = 10256;
+/// Port of metrics where none is given.
+const METRICS_PORT: u16 = 10249;
 
 /// Default of `--bpffs`.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
@@ -116,9 +131,18 @@ pub struct RunArgs {
     /// Real address of the API server, never its ClusterIP; takes the place of the kubeconfig's
     #[arg(long, value_name = "URL", alias = "master")]
     pub apiserver: Option<String>,
-    /// KubeProxyConfiguration; goes before flags of the same meaning, and is read at start only
+    /// KubeProxyConfiguration; goes before flags of the same meaning. When it changes, the agent ends to be started anew
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Write the configuration that flags and --config come to as a KubeProxyConfiguration, and end
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Do what `lb-agent cleanup` does, and end
+    #[arg(long, conflicts_with = "init_only")]
+    pub cleanup: bool,
+    /// Set what needs a writable /proc/sys, and end: an agent that runs later needs none
+    #[arg(long)]
+    pub init_only: bool,
     /// Name of this node [default: the host name, lower-cased]
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -180,12 +204,12 @@ pub struct RunArgs {
     /// Mount of the bpf filesystem; mounted if nothing is
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
-    /// Address of /healthz, /livez and /readyz
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: String,
-    /// Address of /metrics
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: String,
+    /// Address of /healthz, /livez and /readyz [default: 0.0.0.0:10256; [::]:10256 where --bind-address is IPv6]
+    #[arg(long, value_name = "ADDR")]
+    pub healthz_bind_address: Option<String>,
+    /// Address of /metrics [default: 127.0.0.1:10249; [::1]:10249 where --bind-address is IPv6]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics_bind_address: Option<String>,
     /// Form of the log
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
@@ -221,6 +245,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<Prefix>,
     /// `--nodeport-addresses`.
     pub node_port_addresses: NodePortAddresses,
+    /// As it was given.
+    pub node_port_list: String,
     /// `--xdp`.
     pub xdp: XdpMode,
     /// `--socket-lb`.
@@ -245,10 +271,14 @@ pub struct Config {
     pub refusals_per_sec: u32,
     /// `--bpffs`.
     pub bpffs: PathBuf,
-    /// `--healthz-bind-address`.
-    pub healthz: SocketAddr,
-    /// `--metrics-bind-address`.
-    pub metrics: SocketAddr,
+    /// `--healthz-bind-address`; `None`: `--healthz-port 0`.
+    pub healthz: Option<SocketAddr>,
+    /// `--metrics-bind-address`; `None`: `--metrics-port 0`.
+    pub metrics: Option<SocketAddr>,
+    /// `--bind-address-hard-fail`.
+    pub bind_hard_fail: bool,
+    /// `--bind-address`: the node's primary address of its family, where it names one.
+    pub bind_address: Option<IpAddr>,
     /// `--tc-attach`.
     pub tc_attach: TcAttach,
     /// `--detect-local-mode`.
@@ -258,7 +288,11 @@ pub struct Config {
     /// `--oom-score-adj`.
     pub oom_score_adj: Option<i32>,
     /// Settings of the kernel's conntrack that were given.
-    pub conntrack: Vec<ConntrackSetting>,
+    pub conntrack: Vec<Setting>,
+    /// All of this as a KubeProxyConfiguration, as far as that has words for it.
+    pub effective: serde_json::Value,
+    /// `--config` and what was in it.
+    pub file: Option<(PathBuf, String)>,
     /// What a person should know about the flags.
     pub warnings: Vec<String>,
 }
@@ -266,15 +300,18 @@ pub struct Config {
 impl RunArgs {
     /// Reads the file of `--config`, where it is given, and checks every value.
     pub fn validate(&self) -> Result<Config, ConfigError> {
+        let has_ipv6 = families::host_has_ipv6();
         let Some(path) = &self.config else {
-            return self.checked(Vec::new());
+            return self.checked(Vec::new(), has_ipv6);
         };
         let mut args = self.clone();
-        let warnings = kube_proxy::read(path, &mut args)?;
-        args.checked(warnings)
+        let (text, warnings) = kube_proxy::read(path, &mut args)?;
+        let mut config = args.checked(warnings, has_ipv6)?;
+        config.file = Some((path.clone(), text));
+        Ok(config)
     }
 
-    fn checked(&self, mut warnings: Vec<String>) -> Result<Config, ConfigError> {
+    fn checked(&self, mut warnings: Vec<String>, has_ipv6: bool) -> Result<Config, ConfigError> {
         self.refuse_what_is_not_built()?;
         warnings.extend(self.compat.warnings());
         let cluster_cidrs = prefixes("cluster-cidr", &self.cluster_cidr)?;
@@ -285,6 +322,9 @@ impl RunArgs {
         )?;
         let mut pod_interfaces = self.pod_interfaces.clone();
         pod_interfaces.extend(local_detector.pod_pattern());
+        let bind_address = self.compat.bind_address()?;
+        families::check(self, &cluster_cidrs, bind_address, has_ipv6, &mut warnings)?;
+        let (healthz, metrics) = self.served_addresses(bind_address)?;
         Ok(Config {
             source: self.source()?,
             node_name: node_name(self.hostname_override.as_deref())?,
@@ -295,6 +335,7 @@ impl RunArgs {
                 .nodeport_addresses
                 .parse()
                 .map_err(|error| invalid("nodeport-addresses", &self.nodeport_addresses, error))?,
+            node_port_list: self.nodeport_addresses.clone(),
             xdp: self.xdp,
             socket_lb: self.socket_lb,
             cgroup: self.cgroup.clone(),
@@ -311,8 +352,10 @@ impl RunArgs {
             snat_ports: port_range(&self.snat_ports)?,
             refusals_per_sec: self.refusals_per_sec,
             bpffs: self.bpffs.clone(),
-            healthz: bind_address("healthz-bind-address", &self.healthz_bind_address, 10256)?,
-            metrics: bind_address("metrics-bind-address", &self.metrics_bind_address, 10249)?,
+            healthz,
+            metrics,
+            bind_hard_fail: self.compat.bind_address_hard_fail.unwrap_or(false),
+            bind_address: bind_address.filter(|addr| !addr.is_unspecified()),
             tc_attach: self.tc_attach,
             local_detector,
             allow_external_ips: compat::allows_external_ips(
@@ -321,8 +364,39 @@ impl RunArgs {
             )?,
             oom_score_adj: self.compat.oom_score_adj,
             conntrack: self.compat.conntrack()?,
+            effective: written::effective(self, healthz, metrics),
+            file: None,
             warnings,
         })
+    }
+
+    /// Addresses of health and metrics. Port 0 of kube-proxy's old flags switches one off, another goes with an address
+    /// that names none (semantics 24.4).
+    fn served_addresses(
+        &self,
+        bind: Option<IpAddr>,
+    ) -> Result<(Option<SocketAddr>, Option<SocketAddr>), ConfigError> {
+        let is_v6 = bind.is_some_and(|addr| addr.is_ipv6());
+        let (all, own) = if is_v6 {
+            ("::", "::1")
+        } else {
+            ("0.0.0.0", "127.0.0.1")
+        };
+        let compat = &self.compat;
+        fn given(flag: &Option<String>) -> Option<&str> {
+            flag.as_deref().filter(|text| !text.is_empty())
+        }
+        let healthz = served(
+            "healthz-bind-address",
+            given(&self.healthz_bind_address).unwrap_or(all),
+            compat.healthz_port.unwrap_or(HEALTHZ_PORT),
+        )?;
+        let metrics = served(
+            "metrics-bind-address",
+            given(&self.metrics_bind_address).unwrap_or(own),
+            compat.metrics_port.unwrap_or(METRICS_PORT),
+        )?;
+        Ok((healthz, metrics))
     }
 
     fn source(&self) -> Result<ObjectSource, ConfigError> {
@@ -412,13 +486,35 @@ fn port_range(text: &str) -> Result<(u16, u16), ConfigError> {
     }
 }
 
-/// An address with or without a port; an address alone takes kube-proxy's port.
-fn bind_address(flag: &'static str, text: &str, port: u16) -> Result<SocketAddr, ConfigError> {
+/// An address with or without a port; `None`: it is switched off.
+fn served(flag: &'static str, text: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
     let alone = || text.parse().ok().map(|addr| SocketAddr::new(addr, port));
-    text.parse()
+    let addr = text
+        .parse()
         .ok()
         .or_else(alone)
-        .ok_or_else(|| invalid(flag, text, "write ADDRESS:PORT"))
+        .ok_or_else(|| invalid(flag, text, "write ADDRESS:PORT"))?;
+    Ok((port != 0).then_some(addr))
+}
+
+impl Config {
+    /// What the Node says about families: what a person should know, or why this node cannot be served (semantics 9.3,
+    /// 24.12).
+    pub fn check_node(
+        &self,
+        node: &crate::kube::objects::Node,
+    ) -> Result<Vec<String>, ConfigError> {
+        families::check_node(self, node)
+    }
+
+    /// Writes it as a KubeProxyConfiguration.
+    pub fn write_to(&self, path: &Path) -> Result<(), ConfigError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            invalid("write-config-to", path.display().to_string(), error)
+        };
+        let text = serde_yaml_ng::to_string(&self.effective).map_err(|error| failed(&error))?;
+        fs::write(path, text).map_err(|error| failed(&error))
+    }
 }
 
 /// Patterns over interface names: `*` any text, `?` one character.
@@ -506,7 +602,8 @@ mod tests {
             ),
             (65_536, 262_144, None)
         );
-        assert_eq!(config.healthz.port(), 10256);
+        assert_eq!(config.healthz.unwrap().to_string(), "0.0.0.0:10256");
+        assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(config.socket_lb, SocketLb::Host);
     }
@@ -561,6 +658,37 @@ mod tests {
         }
         assert!(parse(&[]).unwrap().warnings.is_empty());
         assert!(parse(&["--no-such-flag"]).is_err());
+    }
+
+    // semantics 24.4
+    #[test]
+    fn port_0_of_the_old_flags_switches_an_address_off() {
+        let addresses = |flags: &[&str]| {
+            let config = parse(flags).unwrap();
+            [config.healthz, config.metrics].map(|addr| addr.map(|addr| addr.to_string()))
+        };
+        let (healthz, metrics) = ("0.0.0.0:10256".to_owned(), "127.0.0.1:10249".to_owned());
+        assert_eq!(addresses(&["--healthz-port=0"]), [None, Some(metrics)]);
+        assert_eq!(addresses(&["--metrics-port=0"]), [Some(healthz), None]);
+        let given = [
+            "--healthz-bind-address=192.0.2.1",
+            "--healthz-port=7",
+            "--metrics-port=8",
+        ];
+        let bound = ["192.0.2.1:7", "127.0.0.1:8"].map(|addr| Some(addr.to_owned()));
+        assert_eq!(addresses(&given), bound);
+        let whole = ["--healthz-bind-address=192.0.2.1:9", "--healthz-port=7"];
+        assert_eq!(addresses(&whole)[0].as_deref(), Some("192.0.2.1:9"));
+        assert!(addresses(&["--healthz-bind-address="])[0].is_some());
+    }
+
+    // semantics 24.2, 24.11
+    #[test]
+    fn flags_that_end_at_once_exclude_each_other() {
+        assert!(parse(&["--cleanup", "--init-only"]).is_err());
+        let rates = ["--kube-api-qps=5", "--kube-api-burst=10"];
+        let config = parse(&rates).unwrap();
+        assert!(config.warnings[0].contains("kube-api-qps, --kube-api-burst"));
     }
 
     #[test]

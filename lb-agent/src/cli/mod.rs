@@ -9,7 +9,7 @@ pub mod services;
 pub mod status;
 pub mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -133,6 +133,16 @@ impl Filtered {
     }
 }
 
+/// Removes everything and tells how much it was.
+fn clean_up(bpffs: &Path) -> Result<()> {
+    let removed = cleanup::cleanup(bpffs)?;
+    StateFile::of(bpffs).remove()?;
+    print_line(&format!(
+        "removed {} attachments and {} pins",
+        removed.attachments, removed.pins
+    ))
+}
+
 impl Cli {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
@@ -147,14 +157,7 @@ impl Cli {
             }
             Command::Flows(args) => flows::flows(args),
             Command::Interfaces(query) => interfaces::interfaces(&query.open()?),
-            Command::Cleanup(pins) => {
-                let removed = cleanup::cleanup(&pins.bpffs)?;
-                StateFile::of(&pins.bpffs).remove()?;
-                print_line(&format!(
-                    "removed {} attachments and {} pins",
-                    removed.attachments, removed.pins
-                ))
-            }
+            Command::Cleanup(pins) => clean_up(&pins.bpffs),
         }
     }
 }

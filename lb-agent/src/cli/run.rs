@@ -25,9 +25,7 @@ use crate::{
         store::{ConfigEntry, PinnedStore},
     },
     cli::cleanup,
-    config::{
-        Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, compat::write_conntrack,
-    },
+    config::{Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, conntrack},
     dataplane::{
         ApplyReport, Dataplane, DataplaneConfig,
         gc::{FlowGc, Now, Timeouts},
@@ -37,9 +35,13 @@ use crate::{
         node::accepted,
         state::{Change, IpFamily},
     },
+    health::BindFailure,
     hooks::{Hooks, chain},
     kube::{
-        api::ApiSource,
+        api::{
+            ApiSource,
+            events::{Note, Subject},
+        },
         manifests::ManifestSource,
         objects::ObjectEvent,
         source::{Batch, Source},
@@ -70,6 +72,9 @@ const HOOKS_INTERVAL: Duration = Duration::from_secs(10);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// An Event that the agent ends with has this long to get out.
+const EVENT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// After so long without complete lists the agent serves what it finds in the maps.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -78,7 +83,19 @@ pub fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
     log::init(args.log_format)?;
     let config = args.validate()?;
-    prepare(&config);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    if let Some(path) = &args.write_config_to {
+        return Ok(config.write_to(path)?);
+    }
+    if args.cleanup {
+        return super::clean_up(&config.bpffs);
+    }
+    if args.init_only {
+        return init_only(&config);
+    }
+    let unset = prepare(&config);
     let telemetry =
         Telemetry::start(&config).context("cannot start the thread of health and metrics")?;
     let observer = Observer::new(telemetry.shared());
@@ -88,7 +105,7 @@ pub fn run(args: &RunArgs) -> Result<()> {
         .context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new().context("cannot catch signals")?;
-        let (mut agent, source) = Agent::start(config, observer)?;
+        let (mut agent, source) = Agent::start(args, config, unset, observer)?;
         let Some(source) = agent.begin(source, &mut signals).await? else {
             return Ok(());
         };
@@ -100,27 +117,56 @@ pub fn run(args: &RunArgs) -> Result<()> {
 }
 
 /// What the flags ask of the process and the kernel. A node without Services would be worse than one where this fails
-/// (semantics 24.9, 24.11).
-fn prepare(config: &Config) {
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
+/// (semantics 24.9, 24.11). Gives the settings of a conntrack that is not loaded yet.
+fn prepare(config: &Config) -> Vec<conntrack::Setting> {
     if let Some(score) = config.oom_score_adj
         && let Err(error) = std::fs::write("/proc/self/oom_score_adj", score.to_string())
     {
         tracing::error!(score, "--oom-score-adj is not applied: {error}");
     }
-    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
-    let cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
-    if let Err(error) = write_conntrack(&config.conntrack, cpus) {
-        tracing::error!(
-            "conntrack is not set as asked: {error}; make /proc/sys writable or name another in LB_PROC_SYS"
-        );
+    let unset = set_conntrack(&config.conntrack);
+    if !unset.is_empty() {
+        tracing::info!("the kernel's conntrack is not loaded; it is set as asked when it is");
     }
+    unset
+}
+
+/// Sets what can be set; gives back what the kernel does not have now.
+fn set_conntrack(settings: &[conntrack::Setting]) -> Vec<conntrack::Setting> {
+    let mut absent = Vec::new();
+    for unset in conntrack::write(settings, &conntrack::proc_sys(), conntrack::host_cpus()) {
+        if unset.is_absent() {
+            absent.push(unset.setting);
+        } else {
+            tracing::error!("{}", chain(&unset));
+        }
+    }
+    absent
+}
+
+/// `--init-only`: everything that needs a writable `/proc/sys` (semantics 25.6). Here what cannot be set is an error: it is
+/// all that was asked for.
+fn init_only(config: &Config) -> Result<()> {
+    for unset in conntrack::write(
+        &config.conntrack,
+        &conntrack::proc_sys(),
+        conntrack::host_cpus(),
+    ) {
+        if !unset.is_absent() {
+            return Err(unset.into());
+        }
+        tracing::warn!("{}", chain(&unset));
+    }
+    reserved::reserve(config.snat_ports).context(
+        "cannot keep the ports for source translation out of the host's ephemeral ports",
+    )?;
+    Ok(())
 }
 
 /// Everything that the agent holds.
 struct Agent {
+    /// As they were given.
+    args: RunArgs,
     config: Config,
     objects: Store,
     desired: Desired,
@@ -137,12 +183,19 @@ struct Agent {
     clock: ClockReader,
     hz: Hz,
     cookie: u64,
+    /// Settings of a conntrack that is not loaded yet.
+    conntrack: Vec<conntrack::Setting>,
     observer: Observer,
 }
 
 impl Agent {
     /// From nothing, or from what an earlier agent left, to an agent that knows its maps and waits for objects.
-    fn start(config: Config, mut observer: Observer) -> Result<(Agent, Source)> {
+    fn start(
+        args: &RunArgs,
+        config: Config,
+        conntrack: Vec<conntrack::Setting>,
+        mut observer: Observer,
+    ) -> Result<(Agent, Source)> {
         let source = match &config.source {
             ObjectSource::Manifests(dir) => {
                 Source::Manifests(Box::new(ManifestSource::open(dir, &config.node_name)?))
@@ -195,6 +248,7 @@ impl Agent {
         let mut watch = Watch::new().context("cannot follow the interfaces")?;
         let snapshot = watch.snapshot().context("cannot list the interfaces")?;
         let agent = Agent {
+            args: args.clone(),
             hooks: Hooks::new(loaded, tc, config.xdp)?,
             objects: Store::new(),
             desired: Desired::new(NodeView::default()),
@@ -209,6 +263,7 @@ impl Agent {
             clock,
             hz: Hz::default(),
             cookie: cookie.unwrap_or(0),
+            conntrack,
             config,
             observer,
         };
@@ -227,6 +282,7 @@ impl Agent {
                     log_stop(signal);
                     return Ok(None);
                 }
+                failure = self.observer.unbound() => return Err(self.refuse(failure).await),
                 events = source.initial() => break events?,
                 () = &mut patience, if !is_waiting => {
                     is_waiting = true;
@@ -268,6 +324,11 @@ impl Agent {
         }
         let begun = self.observer.arrived(events.iter());
         let dirty = self.objects.initial(events);
+        if let Some(node) = self.objects.node() {
+            for warning in self.config.check_node(node)? {
+                tracing::warn!("{warning}");
+            }
+        }
         self.desired = Desired::new(self.view());
         let changes = self.desired.apply(&self.objects, &dirty);
         self.write_node()?;
@@ -305,6 +366,7 @@ impl Agent {
                     log_stop(signal);
                     return Ok(());
                 }
+                failure = self.observer.unbound() => return Err(self.refuse(failure).await),
                 batch = source.next(), if events_open => match batch {
                     Some(batch) => self.objects_changed(batch)?,
                     None => {
@@ -330,7 +392,51 @@ impl Agent {
                     self.observer.tick(&self.desired, &self.dataplane, self.gc.entries());
                 }
                 _ = audit.tick() => self.audit(),
-                _ = hooks.tick() => self.repair_hooks()?,
+                _ = hooks.tick() => {
+                    self.repair_hooks()?;
+                    self.conntrack = set_conntrack(&self.conntrack);
+                    self.end_with_another_file()?;
+                }
+            }
+        }
+    }
+
+    /// An address cannot be bound, and the flags want the agent to end then (semantics 16.10).
+    async fn refuse(&self, failure: BindFailure) -> anyhow::Error {
+        let text = chain(&failure);
+        self.observer.events().write(Note {
+            subject: Subject::Node,
+            is_warning: true,
+            reason: failure.reason,
+            action: "StartKubeProxy",
+            text,
+        });
+        self.observer.events_settled(EVENT_PATIENCE).await;
+        anyhow::Error::from(failure).context("--bind-address-hard-fail")
+    }
+
+    /// A changed file of `--config` takes effect when the agent is started anew, which whoever runs it does (semantics
+    /// 24.1). One that cannot be used would leave the node without changes, so it is only told.
+    fn end_with_another_file(&mut self) -> Result<()> {
+        let Some((path, text)) = &mut self.config.file else {
+            return Ok(());
+        };
+        let Ok(now) = std::fs::read_to_string(&path) else {
+            // Between two versions there may be none.
+            return Ok(());
+        };
+        if now == *text {
+            return Ok(());
+        }
+        *text = now;
+        match self.args.validate() {
+            Ok(_) => bail!(
+                "{} has changed: start the agent again to use it; the dataplane stays attached",
+                path.display()
+            ),
+            Err(error) => {
+                tracing::error!("the changed configuration is not used: {}", chain(&error));
+                Ok(())
             }
         }
     }
@@ -392,9 +498,11 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether load balancers may send to this node (semantics 16.5). Without a Node object nobody says no.
+    /// Whether load balancers may send to this node (semantics 16.5). Manifests need no Node object; where there is an
+    /// API server, a node without one is none of the cluster's.
     fn is_eligible(&self) -> bool {
-        self.objects.node().is_none_or(|node| !node.leaving)
+        let by_api = matches!(self.config.source, ObjectSource::Api(_));
+        self.objects.node().map_or(!by_api, |node| !node.leaving)
     }
 
     /// This node as the decisions see it. Without a Node object its addresses are those of the default routes.
@@ -403,10 +511,12 @@ impl Agent {
         NodeView {
             name: self.config.node_name.clone(),
             zone: node.and_then(|node| node.zone.clone()),
-            object_addresses: node
-                .map(|node| node.addresses.clone())
-                .filter(|addresses| !addresses.is_empty())
-                .unwrap_or_else(|| self.snapshot.default_addresses()),
+            object_addresses: with_bind_address(
+                self.config.bind_address,
+                node.map(|node| node.addresses.clone())
+                    .filter(|addresses| !addresses.is_empty())
+                    .unwrap_or_else(|| self.snapshot.default_addresses()),
+            ),
             local_addresses: self.snapshot.local_addresses(),
             node_port_addresses: self.config.node_port_addresses.clone(),
             allow_external_ips: self.config.allow_external_ips,
@@ -607,6 +717,15 @@ impl Agent {
     }
 }
 
+/// `--bind-address` takes the place of the node's addresses of its family (semantics 12.5).
+fn with_bind_address(bind: Option<IpAddr>, known: Vec<IpAddr>) -> Vec<IpAddr> {
+    let Some(bind) = bind else { return known };
+    let others = known
+        .into_iter()
+        .filter(|addr| IpFamily::of(addr) != IpFamily::of(&bind));
+    std::iter::once(bind).chain(others).collect()
+}
+
 /// Flags of each local address of a family.
 fn addr_flags(view: &NodeView, family: IpFamily, primary: Option<IpAddr>) -> HashMap<IpAddr, u32> {
     let local = view
@@ -722,6 +841,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    // semantics 12.5, 24.3
+    #[test]
+    fn a_bind_address_is_the_primary_one_of_its_family() {
+        let addresses = ["192.0.2.1", "192.0.2.2", "fd00::1"].map(|addr| addr.parse().unwrap());
+        let bind: IpAddr = "198.51.100.1".parse().unwrap();
+        assert_eq!(
+            with_bind_address(Some(bind), addresses.to_vec()),
+            [bind, addresses[2]]
+        );
+        assert_eq!(with_bind_address(None, addresses.to_vec()), addresses);
     }
 
     #[test]

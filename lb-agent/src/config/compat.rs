@@ -1,11 +1,11 @@
 //! kube-proxy's flags that are not the agent's own: those that mean something here take effect, the others are accepted
 //! with a warning, so that a command line can be taken over (semantics 24).
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use clap::Args;
 
-use super::{ConfigError, invalid};
+use super::{ConfigError, conntrack::Setting, invalid};
 use crate::desired::state::Prefix;
 
 /// Gates that mean something here.
@@ -38,6 +38,18 @@ pub struct CompatArgs {
     /// How eager the kernel is to kill the agent when memory is short
     #[arg(long, value_name = "-1000…1000", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub oom_score_adj: Option<i32>,
+    /// This node's primary address; nothing is bound to it [default: the Node's]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<String>,
+    /// End where an address of health or metrics cannot be bound [default: it is tried again]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bind_address_hard_fail: Option<bool>,
+    /// Port of --healthz-bind-address where that names none; 0: no health address. Not with --config
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// Port of --metrics-bind-address where that names none; 0: no metrics. Not with --config
+    #[arg(long, value_name = "PORT")]
+    pub metrics_port: Option<u16>,
     /// Entries of the kernel's conntrack table for each CPU; 0 leaves the kernel's
     #[arg(long, value_name = "N")]
     pub conntrack_max_per_core: Option<u32>,
@@ -59,9 +71,6 @@ pub struct CompatArgs {
     /// Let conntrack accept TCP segments outside the window
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub conntrack_tcp_be_liberal: Option<bool>,
-    /// Has no effect: an address of health or metrics that cannot be bound is tried again
-    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub bind_address_hard_fail: Option<bool>,
     #[command(flatten)]
     pub(crate) ignored: IgnoredArgs,
 }
@@ -91,7 +100,7 @@ macro_rules! ignored {
 }
 
 ignored! {
-    values: proxy_mode bind_address healthz_port metrics_port kube_api_qps kube_api_burst kube_api_content_type
+    values: proxy_mode kube_api_qps kube_api_burst kube_api_content_type
         iptables_masquerade_bit iptables_sync_period iptables_min_sync_period ipvs_sync_period ipvs_min_sync_period
         config_sync_period ipvs_scheduler ipvs_exclude_cidrs ipvs_tcp_timeout ipvs_tcpfin_timeout ipvs_udp_timeout
         show_hidden_metrics_for_version logging_format log_flush_frequency v vmodule;
@@ -192,7 +201,7 @@ pub fn allows_external_ips(
     Ok(values.get(EXTERNAL_IPS).copied().unwrap_or(true))
 }
 
-fn switch(text: &str) -> Option<bool> {
+pub(super) fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "t" | "1" => Some(true),
         "false" | "f" | "0" => Some(false),
@@ -233,23 +242,14 @@ pub fn seconds(text: &str) -> Option<u64> {
     (!text.is_empty()).then(|| total.ceil() as u64)
 }
 
-/// A setting of the kernel's conntrack, by its file below `net/netfilter`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ConntrackSetting {
-    /// Entries for each CPU, and the least of all together.
-    Max(u32, u32),
-    /// A file and its value.
-    Value(&'static str, u64),
-}
-
 impl CompatArgs {
     /// What is to be written to the kernel: only what was given (semantics 24.9).
-    pub fn conntrack(&self) -> Result<Vec<ConntrackSetting>, ConfigError> {
+    pub fn conntrack(&self) -> Result<Vec<Setting>, ConfigError> {
         let mut settings = Vec::new();
         let (per_core, min) = (self.conntrack_max_per_core, self.conntrack_min);
         if (per_core.is_some() || min.is_some()) && per_core != Some(0) {
             let (per_core, min) = (per_core.unwrap_or(32_768), min.unwrap_or(131_072));
-            settings.push(ConntrackSetting::Max(per_core, min));
+            settings.push(Setting::Max(per_core, min));
         }
         for (flag, file, text) in [
             (
@@ -277,13 +277,28 @@ impl CompatArgs {
             let seconds = seconds(text)
                 .ok_or_else(|| invalid(flag, text, "write a duration such as 24h or 90s"))?;
             if seconds > 0 {
-                settings.push(ConntrackSetting::Value(file, seconds));
+                settings.push(Setting::Value(file, seconds));
             }
         }
         if self.conntrack_tcp_be_liberal == Some(true) {
-            settings.push(ConntrackSetting::Value("nf_conntrack_tcp_be_liberal", 1));
+            settings.push(Setting::Value("nf_conntrack_tcp_be_liberal", 1));
         }
         Ok(settings)
+    }
+
+    /// `--bind-address`.
+    pub fn bind_address(&self) -> Result<Option<IpAddr>, ConfigError> {
+        let Some(text) = self.bind_address.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let addr = text.parse();
+        addr.map(Some).map_err(|_no_address| {
+            invalid(
+                "bind-address",
+                text,
+                "is no address; write one of this node's",
+            )
+        })
     }
 
     /// What a person should know about flags without an effect.
@@ -294,41 +309,12 @@ impl CompatArgs {
         {
             warnings.push(format!("--proxy-mode {mode} is unknown"));
         }
-        let mut given = self.ignored.given();
-        if self.bind_address_hard_fail == Some(true) {
-            // Binding is tried again: a node without Services is worse than one without its health address.
-            given.push("bind-address-hard-fail".to_owned());
-        }
+        let given = self.ignored.given();
         if !given.is_empty() {
             warnings.push(format!("without effect here: --{}", given.join(", --")));
         }
         warnings
     }
-}
-
-/// kube-proxy's `maxPerCore` rule: at least the minimum, capped (semantics 24.9).
-pub fn conntrack_max(per_core: u32, min: u32, cpus: u32) -> u32 {
-    per_core.saturating_mul(cpus).max(min).min(1_048_576)
-}
-
-/// Writes conntrack settings. Fails at the first that cannot be written.
-pub fn write_conntrack(settings: &[ConntrackSetting], cpus: u32) -> std::io::Result<()> {
-    // A container that is not privileged has the host's elsewhere.
-    let root = std::env::var_os("LB_PROC_SYS").unwrap_or_else(|| "/proc/sys".into());
-    let file = |name: &str| PathBuf::from(&root).join("net/netfilter").join(name);
-    for setting in settings {
-        let (name, value) = match setting {
-            ConntrackSetting::Max(per_core, min) => (
-                "nf_conntrack_max",
-                u64::from(conntrack_max(*per_core, *min, cpus)),
-            ),
-            ConntrackSetting::Value(name, value) => (*name, *value),
-        };
-        std::fs::write(file(name), value.to_string()).map_err(|error| {
-            std::io::Error::new(error.kind(), format!("{}: {error}", file(name).display()))
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -367,11 +353,8 @@ mod tests {
         let established = "nf_conntrack_tcp_timeout_established";
         assert_eq!(
             flags.conntrack().unwrap(),
-            [ConntrackSetting::Value(established, 7200)]
+            [Setting::Value(established, 7200)]
         );
-        assert_eq!(conntrack_max(32_768, 131_072, 2), 131_072);
-        assert_eq!(conntrack_max(32_768, 131_072, 8), 262_144);
-        assert_eq!(conntrack_max(32_768, 131_072, 64), 1_048_576);
     }
 
     #[test]

@@ -1,20 +1,24 @@
-//! A `KubeProxyConfiguration` → flags (semantics 24.1, 24.16). It is read once, at start: a changed file takes effect at
-//! the next one.
+//! A `KubeProxyConfiguration` → flags (semantics 24.1, 24.16). It is read once, at start: the agent ends when it changes.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, RunArgs, invalid};
+use super::{ConfigError, RunArgs, compat::CompatArgs, invalid};
 
-const KIND: &str = "KubeProxyConfiguration";
-const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
+/// What kube-proxy sets in the kernel's conntrack unless told otherwise (semantics 24.9).
+pub(super) const MAX_PER_CORE: u32 = 32_768;
+pub(super) const MIN: u32 = 131_072;
+const ESTABLISHED: &str = "24h";
+const CLOSE_WAIT: &str = "1h";
 
 /// Fields without a meaning here, beside those of [`File`].
-const WITHOUT_EFFECT: [&str; 8] = [
+const WITHOUT_EFFECT: [&str; 7] = [
     "logging",
-    "bindAddress",
     "enableProfiling",
     "showHiddenMetricsForVersion",
     "configSyncPeriod",
@@ -83,11 +87,12 @@ const SECTIONS: [(&str, &[&str]); 6] = [
 ];
 
 /// Top-level fields that are read.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "kind",
     "apiVersion",
     "featureGates",
     "hostnameOverride",
+    "bindAddress",
     "healthzBindAddress",
     "metricsBindAddress",
     "bindAddressHardFail",
@@ -104,6 +109,7 @@ struct File {
     feature_gates: Option<BTreeMap<String, bool>>,
     client_connection: Option<ClientConnection>,
     hostname_override: Option<String>,
+    bind_address: Option<String>,
     healthz_bind_address: Option<String>,
     metrics_bind_address: Option<String>,
     bind_address_hard_fail: Option<bool>,
@@ -137,7 +143,7 @@ struct DetectLocal {
     interface_name_prefix: Option<String>,
 }
 
-#[derive(Deserialize, Debug)]
+#[derive(Deserialize, Debug, Default)]
 #[serde(rename_all = "camelCase")]
 struct Conntrack {
     max_per_core: Option<u32>,
@@ -150,11 +156,12 @@ struct Conntrack {
 }
 
 /// Takes a file over into flags and tells what a person should know about it. As with kube-proxy the file goes before
-/// flags of the same meaning, but for the node's name and the way to the API server.
-pub(super) fn read(path: &Path, args: &mut RunArgs) -> Result<Vec<String>, ConfigError> {
+/// flags of the same meaning, but for the node's name and the way to the API server. Gives its text, too.
+pub(super) fn read(path: &Path, args: &mut RunArgs) -> Result<(String, Vec<String>), ConfigError> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|error| invalid("config", &name, error))?;
-    take(&text, args).map_err(|problem| invalid("config", name, problem))
+    let warnings = take(&text, args).map_err(|problem| invalid("config", name, problem))?;
+    Ok((text, warnings))
 }
 
 fn take(text: &str, args: &mut RunArgs) -> Result<Vec<String>, String> {
@@ -169,9 +176,15 @@ fn take(text: &str, args: &mut RunArgs) -> Result<Vec<String>, String> {
             return Err(format!("{field} is `{found}`; write {wanted}"));
         }
     }
-    let warnings = warnings(&object);
+    let mut warnings = warnings(&object);
     let file: File = serde_path_to_error::deserialize(Value::Object(object))
         .map_err(|error| format!("{}: {}", error.path(), error.inner()))?;
+    warnings.extend(file.other_addresses());
+    if args.compat.healthz_port.take().is_some() | args.compat.metrics_port.take().is_some() {
+        warnings.push(String::from(
+            "--healthz-port and --metrics-port are without effect beside --config",
+        ));
+    }
     file.apply(args);
     Ok(warnings)
 }
@@ -222,6 +235,17 @@ fn put_copy<T>(flag: &mut Option<T>, value: Option<T>) {
 }
 
 impl File {
+    /// NodePorts at fewer addresses than kube-proxy has them with the same file (semantics 14.2).
+    fn other_addresses(&self) -> Option<String> {
+        let mode = self.mode.as_deref().unwrap_or_default();
+        let is_unset = self.node_port_addresses.as_ref().is_none_or(Vec::is_empty);
+        (is_unset && mode != "nftables").then(|| {
+            String::from(
+                "--config: nodePortAddresses is not set: NodePorts are served at the node's primary addresses, not at all of them; write [all] for these",
+            )
+        })
+    }
+
     fn apply(self, args: &mut RunArgs) {
         let mode = self.mode.unwrap_or_default();
         let section = if mode == "nftables" {
@@ -241,14 +265,8 @@ impl File {
             let named = kubeconfig.filter(|path| !path.is_empty());
             args.kubeconfig = named.map(Into::into);
         }
-        for (flag, value) in [
-            (&mut args.healthz_bind_address, self.healthz_bind_address),
-            (&mut args.metrics_bind_address, self.metrics_bind_address),
-        ] {
-            if let Some(value) = value.filter(|value| !value.is_empty()) {
-                *flag = value;
-            }
-        }
+        put(&mut args.healthz_bind_address, self.healthz_bind_address);
+        put(&mut args.metrics_bind_address, self.metrics_bind_address);
         if let Some(cidrs) = self.cluster_cidr.filter(|cidrs| !cidrs.is_empty()) {
             args.cluster_cidr = cidrs.split(',').map(str::to_owned).collect();
         }
@@ -261,6 +279,7 @@ impl File {
             let gates = gates.into_iter();
             compat.feature_gates = gates.map(|(name, on)| format!("{name}={on}")).collect();
         }
+        put(&mut compat.bind_address, self.bind_address);
         put_copy(
             &mut compat.bind_address_hard_fail,
             self.bind_address_hard_fail,
@@ -273,29 +292,41 @@ impl File {
                 detect.interface_name_prefix,
             );
         }
-        if let Some(conntrack) = self.conntrack {
-            put_copy(&mut compat.conntrack_max_per_core, conntrack.max_per_core);
-            put_copy(&mut compat.conntrack_min, conntrack.min);
-            put_copy(
-                &mut compat.conntrack_tcp_be_liberal,
-                conntrack.tcp_be_liberal,
-            );
-            for (flag, value) in [
-                (
-                    &mut compat.conntrack_tcp_timeout_established,
-                    conntrack.tcp_established_timeout,
-                ),
-                (
-                    &mut compat.conntrack_tcp_timeout_close_wait,
-                    conntrack.tcp_close_wait_timeout,
-                ),
-                (&mut compat.conntrack_udp_timeout, conntrack.udp_timeout),
-                (
-                    &mut compat.conntrack_udp_timeout_stream,
-                    conntrack.udp_stream_timeout,
-                ),
-            ] {
-                put(flag, value);
+        self.conntrack.unwrap_or_default().apply(compat);
+    }
+}
+
+impl Conntrack {
+    /// Fields that are not set mean kube-proxy's defaults, where no flag says otherwise.
+    fn apply(self, compat: &mut CompatArgs) {
+        let (max, min) = (
+            &mut compat.conntrack_max_per_core,
+            &mut compat.conntrack_min,
+        );
+        *max = self.max_per_core.or(*max).or(Some(MAX_PER_CORE));
+        *min = self.min.or(*min).or(Some(MIN));
+        put_copy(&mut compat.conntrack_tcp_be_liberal, self.tcp_be_liberal);
+        for (flag, value, default) in [
+            (
+                &mut compat.conntrack_tcp_timeout_established,
+                self.tcp_established_timeout,
+                Some(ESTABLISHED),
+            ),
+            (
+                &mut compat.conntrack_tcp_timeout_close_wait,
+                self.tcp_close_wait_timeout,
+                Some(CLOSE_WAIT),
+            ),
+            (&mut compat.conntrack_udp_timeout, self.udp_timeout, None),
+            (
+                &mut compat.conntrack_udp_timeout_stream,
+                self.udp_stream_timeout,
+                None,
+            ),
+        ] {
+            put(flag, value);
+            if flag.is_none() {
+                *flag = default.map(str::to_owned);
             }
         }
     }
@@ -306,6 +337,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+    use crate::{config::conntrack::Setting, kube::temp_dir::TempDir};
 
     #[derive(clap::Parser)]
     struct Line {
@@ -346,17 +378,100 @@ mod tests {
             "192.0.2.0/24,localhost".parse().unwrap()
         );
         assert!(config.masquerade_all && !config.allow_external_ips);
-        assert_eq!((config.healthz.port(), config.metrics.port()), (10256, 1));
+        let ports = [config.healthz, config.metrics].map(|addr| addr.unwrap().port());
+        assert_eq!(ports, [10256, 1]);
         assert_eq!(config.oom_score_adj, Some(-5));
-        assert_eq!(config.conntrack.len(), 1);
+        assert_eq!(config.conntrack.len(), 3);
+    }
+
+    // semantics 24.9, 24.16
+    #[test]
+    fn conntrack_is_set_as_kube_proxy_does_unless_the_file_says_otherwise() {
+        let settings = |flags: &[&str], text: &str| {
+            let mut args = args(flags);
+            take(&file(text), &mut args).unwrap();
+            args.compat.conntrack().unwrap()
+        };
+        let [established, close_wait] = [
+            "nf_conntrack_tcp_timeout_established",
+            "nf_conntrack_tcp_timeout_close_wait",
+        ];
+        assert_eq!(
+            settings(&[], ""),
+            [
+                Setting::Max(32_768, 131_072),
+                Setting::Value(established, 86_400),
+                Setting::Value(close_wait, 3_600),
+            ]
+        );
+        let text =
+            "conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 0s, tcpEstablishedTimeout: null}";
+        let flag = ["--conntrack-tcp-timeout-established=2h"];
+        assert_eq!(settings(&flag, text), [Setting::Value(established, 7_200)]);
+    }
+
+    // semantics 24.1, 24.16
+    #[test]
+    fn a_written_configuration_reads_as_what_it_was_written_from() {
+        let flags = [
+            "--bind-address=192.0.2.1",
+            "--nodeport-addresses=192.0.2.0/24,primary",
+            "--feature-gates=AllowServiceExternalIPs=false",
+            "--detect-local-mode=BridgeInterface",
+            "--pod-bridge-interface=cni0",
+            "--conntrack-tcp-timeout-close-wait=1h",
+            "--proxy-mode=nftables",
+            "--masquerade-all",
+            "--oom-score-adj=-5",
+            "--metrics-bind-address=0.0.0.0",
+        ];
+        for flags in [&flags[..], &[]] {
+            let given = args(flags).validate().unwrap();
+            let dir = TempDir::new();
+            let path = dir.path().join("config.yaml");
+            given.write_to(&path).unwrap();
+            let config = path.display().to_string();
+            let read = args(&["--config", &config]).validate().unwrap();
+            assert_eq!(read.effective, given.effective);
+            assert_eq!(read.conntrack, given.conntrack);
+            assert_eq!(read.file.unwrap().0, path);
+        }
+        let missing = Path::new("/nonexistent/c");
+        let error = args(&[]).validate().unwrap().write_to(missing);
+        assert!(error.unwrap_err().to_string().contains("/nonexistent/c"));
+    }
+
+    // semantics 24.4
+    #[test]
+    fn old_port_flags_are_not_heard_beside_a_file() {
+        let mut args = args(&["--healthz-port=0", "--metrics-port=0"]);
+        let said = take(&file("mode: nftables\n"), &mut args).unwrap();
+        assert_eq!(said.len(), 1, "{said:?}");
+        let config = args.validate().unwrap();
+        assert!(config.healthz.is_some() && config.metrics.is_some());
+    }
+
+    // semantics 14.2, 24.12
+    #[test]
+    fn a_file_without_node_port_addresses_is_a_warning() {
+        for (text, warns) in [
+            ("mode: iptables\n", true),
+            ("nodePortAddresses: []\n", true),
+            ("mode: nftables\n", false),
+            ("nodePortAddresses: [primary]\n", false),
+        ] {
+            let said = take(&file(text), &mut args(&[])).unwrap();
+            assert_eq!(said.len(), usize::from(warns), "{text}: {said:?}");
+        }
     }
 
     #[test]
     fn an_unknown_field_is_a_warning_and_a_wrong_value_is_named() {
         // semantics 24.1
         let text = file("colour: blue\nconntrack: {mix: 1, min: 2}\nportRange: ''\n");
+        let text = text + "mode: nftables\n";
         let warnings = take(&text, &mut args(&[])).unwrap();
-        assert_eq!(warnings.len(), 2);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
         assert!(warnings[0].contains("colour") && warnings[0].contains("conntrack.mix"));
         assert!(warnings[1].contains("portRange"));
         let error = take(&file("conntrack: {min: many}\n"), &mut args(&[])).unwrap_err();

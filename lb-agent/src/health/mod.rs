@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::timeout,
 };
 
@@ -56,6 +56,8 @@ pub struct Shared {
     healthz: [AtomicU64; 2],
     livez: [AtomicU64; 2],
     counters: Mutex<Option<Counters>>,
+    unbound: Mutex<Option<BindFailure>>,
+    unbound_wake: Notify,
     /// What `/metrics` shows of the loop.
     pub metrics: Metrics,
     /// What the state file and `/metrics` show of Services and interfaces.
@@ -97,6 +99,20 @@ impl Shared {
     /// Where `/metrics` reads the dataplane's counters.
     pub fn set_counters(&self, counters: Counters) {
         *lock(&self.counters) = Some(counters);
+    }
+
+    fn set_unbound(&self, failure: BindFailure) {
+        lock(&self.unbound).get_or_insert(failure);
+        self.unbound_wake.notify_one();
+    }
+    /// Waits until an address cannot be bound and the agent is to end.
+    pub async fn unbound(&self) -> BindFailure {
+        loop {
+            if let Some(failure) = lock(&self.unbound).take() {
+                return failure;
+            }
+            self.unbound_wake.notified().await;
+        }
     }
 
     fn health(&self, now: Instant, wall: SystemTime, with_node: bool) -> (u16, Value) {
@@ -287,28 +303,78 @@ impl Answer {
     }
 }
 
-/// Serves both addresses and the ports of Services for as long as it is polled. An address that cannot be bound is tried
-/// again every five seconds (16.10).
-pub async fn serve(health: SocketAddr, metrics: SocketAddr, shared: Arc<Shared>) {
+/// What is to be served where.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// `/healthz`, `/livez` and `/readyz`; `None`: nowhere.
+    pub health: Option<SocketAddr>,
+    /// `/metrics`; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// An address that cannot be bound is to end the agent.
+    pub hard_fail: bool,
+}
+
+/// An address that cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen on {addr} for {what}; end who does, or name another address with --{what}-bind-address"
+)]
+pub struct BindFailure {
+    /// Word of the Event.
+    pub reason: &'static str,
+    what: &'static str,
+    addr: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Serves both addresses and the ports of Services for as long as it is polled.
+pub async fn serve(addresses: Addresses, shared: Arc<Shared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let (of_health, of_metrics) = (shared.clone(), shared.clone());
+    let hard_fail = addresses.hard_fail;
     tokio::join!(
         async {
+            let Some(addr) = addresses.health else { return };
             let answer = move |path: &str| of_health.answer_health(path);
-            accept(bind(health).await, room.clone(), answer).await;
+            let bound = bind(HEALTHZ, addr, hard_fail, &shared).await;
+            accept(bound, room.clone(), answer).await;
         },
         async {
+            let Some(addr) = addresses.metrics else {
+                return;
+            };
             let answer = move |path: &str| of_metrics.answer_metrics(path);
-            accept(bind(metrics).await, room.clone(), answer).await;
+            let bound = bind(METRICS, addr, hard_fail, &shared).await;
+            accept(bound, room.clone(), answer).await;
         },
-        node_port::serve(shared),
+        node_port::serve(shared.clone()),
     );
 }
 
-async fn bind(addr: SocketAddr) -> TcpListener {
+/// Name in the flag, and the word of the Event about one that cannot be bound (16.10).
+const HEALTHZ: [&str; 2] = ["healthz", "FailedToStartProxierHealthcheck"];
+const METRICS: [&str; 2] = ["metrics", "FailedToStartMetricServer"];
+
+/// Binds an address, however often it takes (16.10).
+async fn bind(
+    [what, reason]: [&'static str; 2],
+    addr: SocketAddr,
+    hard_fail: bool,
+    shared: &Shared,
+) -> TcpListener {
     loop {
         match TcpListener::bind(addr).await {
             Ok(listener) => return listener,
+            Err(source) if hard_fail => {
+                shared.set_unbound(BindFailure {
+                    reason,
+                    what,
+                    addr,
+                    source,
+                });
+                return std::future::pending().await;
+            }
             Err(error) => {
                 tracing::error!(%addr, "cannot listen: {error}; trying again in {} s", REBIND.as_secs());
             }

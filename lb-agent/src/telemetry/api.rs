@@ -73,6 +73,11 @@ impl ApiMetrics {
         self.inner().events[fate as usize] += 1;
     }
 
+    /// Events that are dealt with, whatever became of them.
+    pub fn events_done(&self) -> u64 {
+        self.inner().events.iter().sum()
+    }
+
     /// Appends the rows; none where there is no API server.
     pub fn render(&self, out: &mut Text) {
         let inner = self.inner();

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use lb_common::abi::InterfaceRole;
@@ -24,7 +24,7 @@ use crate::{
         self, Desired, health,
         state::{Change, IpFamily, PortKey, ServicePort},
     },
-    health::{Shared, node_port::Plan},
+    health::{BindFailure, Shared, node_port::Plan},
     hooks::{InterfaceState, chain},
     kube::{
         api::events::{EventWriter, Note, Subject},
@@ -86,6 +86,23 @@ impl Observer {
     /// Writes Events on objects.
     pub fn events(&self) -> &EventWriter {
         &self.events
+    }
+
+    /// Waits until an address of health or metrics cannot be bound and the flags want the agent to end then.
+    pub async fn unbound(&self) -> BindFailure {
+        self.shared.unbound().await
+    }
+
+    /// Waits until nothing that [`Observer::events`] was given is on its way, or for so long.
+    pub async fn events_settled(&self, patience: Duration) {
+        if !self.events.is_connected() {
+            return;
+        }
+        let seen = self.shared.api.events_done();
+        let end = Instant::now() + patience;
+        while self.shared.api.events_done() == seen && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The maps are there: counters can be read, and events where the log wants them.

@@ -14,7 +14,7 @@ use tokio::{sync::oneshot, time::sleep};
 use super::state::{ManifestProblem, State, StateError, StateFile};
 use crate::{
     config::Config,
-    health::{self, Shared},
+    health::{self, Addresses, Shared},
     hooks::chain,
 };
 
@@ -39,12 +39,16 @@ impl Telemetry {
             .build()?;
         let mut writer = Writer::new(&config.bpffs, &config.node_name, shared.clone());
         let served = shared.clone();
-        let (health, metrics) = (config.healthz, config.metrics);
+        let addresses = Addresses {
+            health: config.healthz,
+            metrics: config.metrics,
+            hard_fail: config.bind_hard_fail,
+        };
         let thread = thread::Builder::new()
             .name("telemetry".to_owned())
             .spawn(move || {
                 runtime.block_on(async {
-                    tokio::spawn(health::serve(health, metrics, served));
+                    tokio::spawn(health::serve(addresses, served));
                     tokio::select! {
                         () = writer.follow() => {}
                         // An error means that the other side is gone: the agent failed.
