@@ -10,7 +10,7 @@ mod proof;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use self::{cluster::Cluster, engine::Engine};
 
@@ -28,7 +28,7 @@ struct Test {
     e2e: Option<e2e::Options>,
     /// No traffic of our own.
     only_e2e: bool,
-    /// A machine that cannot run a container engine counts as skipped, not as failed.
+    /// A machine that cannot run a container engine or such a cluster counts as skipped, not as failed.
     may_skip: bool,
     cluster: cluster::Options,
 }
@@ -55,20 +55,30 @@ pub(crate) fn kind(arguments: &[String]) -> Result<ExitCode> {
 
 fn test(options: &Test) -> Result<ExitCode> {
     let mut report = Report::default();
-    match Engine::up() {
-        Ok(engine) => {
-            let cluster = Cluster::up(engine, &options.cluster)?;
-            if !options.only_e2e {
-                proof::run(&cluster, &mut report)?;
+    // What has nothing to do with the agent: the container engine, the cluster, upstream's programs.
+    let provisioned = Engine::up()
+        .context("no container engine")
+        .and_then(|engine| Cluster::provision(engine, &options.cluster).context("no cluster"))
+        .and_then(|cluster| {
+            if options.e2e.is_some() {
+                e2e::provision(&cluster).context("no upstream tests")?;
             }
-            if let Some(e2e) = &options.e2e {
-                e2e::run(&cluster, e2e, &mut report)?;
-            }
-        }
+            Ok(cluster)
+        });
+    let cluster = match provisioned {
+        Ok(cluster) => cluster,
         Err(error) if options.may_skip => {
-            report.skip("kind", &format!("no container engine: {error:#}"));
+            report.skip("kind", &format!("{error:#}"));
+            return report.end();
         }
         Err(error) => return Err(error),
+    };
+    cluster.serve(&options.cluster)?;
+    if !options.only_e2e {
+        proof::run(&cluster, &mut report)?;
+    }
+    if let Some(e2e) = &options.e2e {
+        e2e::run(&cluster, e2e, &mut report)?;
     }
     report.end()
 }
@@ -145,6 +155,9 @@ fn parse(arguments: &[String]) -> Result<Task> {
             ("test", "--all") => e2e.focus = Some(e2e::NETWORK.to_owned()),
             ("test", "--focus") => e2e.focus = Some(value()?),
             ("test", "--may-skip") => test.may_skip = true,
+            ("up" | "test", "--node-image-minutes") => {
+                up.node_image_minutes = Some(value()?.parse()?);
+            }
             ("down", "--all") => all = true,
             _ => bail!("`kind {task}` knows no `{option}`; see `cargo xtask help`"),
         }

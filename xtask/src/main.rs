@@ -40,11 +40,12 @@ Usage: cargo xtask TASK [OPTIONS]
                               --agent FILE  a static agent that is built already
   kind up|test|down [OPTIONS] a kind cluster of three nodes without kube-proxy, the agent from deploy/ in it
                               up, test  --image FILE  of `cargo xtask image`, instead of making it
+                                    --node-image-minutes N  give up making a node image after this time
                               up    --node-image NAME; --kube-proxy MODE  kube-proxy instead, to compare with
                               test  traffic of our own; --e2e  upstream's Conformance specs of Services, too
                                     --all, --focus REGEX  all of [sig-network], those of REGEX
                                     --only-e2e  without our own traffic
-                                    --may-skip  where no container engine starts say so and succeed
+                                    --may-skip  where no container engine or cluster starts say so and succeed
                               down  --all  the Docker daemon that `up` started, too
   lint                        format, clippy for both targets, documentation, dependencies
   setup                       only install what is missing

@@ -58,6 +58,36 @@ pub(crate) fn control_plane() -> Result<(&'static str, OsString)> {
     Ok((control_plane::FOLDERS, folders))
 }
 
+/// What a kind cluster needs of the machine's packages, installed where it is missing.
+pub(crate) fn containers() -> Result<()> {
+    let steps = Steps {
+        start: Instant::now(),
+    };
+    let _lock = locked()?;
+    let missing: Vec<&str> = [("dockerd", "docker.io"), ("debootstrap", "debootstrap")]
+        .into_iter()
+        .filter(|(program, _)| !command::exists(program))
+        .map(|(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = missing.join(" ");
+    if !machine::is_root() || !command::exists("apt-get") {
+        bail!("{packages} is missing; install it");
+    }
+    steps.during(&format!("installing {packages}"), || apt::install(&missing))
+}
+
+/// Gives a command that builds Go programs a Go that can, fetched where it is missing.
+pub(crate) fn point_to_go(command: &mut Command) -> Result<()> {
+    let steps = Steps {
+        start: Instant::now(),
+    };
+    let _lock = locked()?;
+    go::install(&steps)?.point(command)
+}
+
 /// Held by one set-up at a time: two checkouts may set up at once.
 fn locked() -> Result<File> {
     let cache = paths::cache()?;

@@ -129,16 +129,22 @@ struct Summary {
     failed: Vec<String>,
     /// `NAME: REASON`.
     skipped: Vec<String>,
+    /// `NAME: N passed`, with the number that failed where there is one.
+    binaries: Vec<String>,
 }
 
 impl Summary {
     /// Runs a test command, shows its output and counts.
     fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        // One pipe for both: cargo names a binary on standard error before its tests on standard output.
+        let (output, input) = io::pipe().context("cannot make a pipe")?;
         let mut child = command
-            .stdout(Stdio::piped())
+            .stdout(input.try_clone()?)
+            .stderr(input)
             .spawn()
             .with_context(|| format!("cannot start `{name}`"))?;
-        let output = child.stdout.take().context("the child has no output")?;
+        // Else the pipe has no end: the command holds its other end, too.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut reader = Reader::default();
         for line in BufReader::new(output).split(b'\n') {
             let line = line.context("cannot read the tests' output")?;
@@ -148,6 +154,7 @@ impl Summary {
         }
         let status = child.wait()?;
         self.passed += reader.passed;
+        self.binaries.append(&mut reader.binaries);
         self.skipped.append(&mut reader.ignored);
         if !status.success() && reader.failed.is_empty() {
             // A binary that did not compile, or died without a result.
@@ -157,8 +164,11 @@ impl Summary {
         Ok(())
     }
 
-    /// What was skipped, what failed, and the counts.
+    /// What ran, what was skipped, what failed, and the counts.
     fn print(&self) -> Result<()> {
+        for binary in &self.binaries {
+            say(&format!("ran      {binary}"))?;
+        }
         for skipped in &self.skipped {
             say(&format!("SKIPPED: {skipped}"))?;
         }
@@ -194,11 +204,17 @@ struct Reader {
     ignored: Vec<String>,
     /// Names seen since the last `failures:`; the second such list of a binary holds nothing but names.
     listed: Option<Vec<String>>,
+    /// The binary whose output is being read.
+    binary: String,
+    /// See [`Summary::binaries`].
+    binaries: Vec<String>,
 }
 
 impl Reader {
     fn line(&mut self, line: &str) {
-        if line == "failures:" {
+        if let Some(name) = binary(line) {
+            self.binary = name;
+        } else if line == "failures:" {
             self.listed = Some(Vec::new());
         } else if let (Some(listed), Some(name)) = (&mut self.listed, line.strip_prefix("    ")) {
             listed.push(name.to_owned());
@@ -228,8 +244,31 @@ impl Reader {
         // The count is what is sure: a test's own output may look like a list of names.
         names = names.split_off(names.len().saturating_sub(failed));
         names.resize_with(failed, || "a test whose name was not read".to_owned());
-        self.failed.append(&mut names);
+        let binary = &self.binary;
+        if count("passed") + count("failed") > 0 {
+            let failures = match failed {
+                0 => String::new(),
+                number => format!(", {number} failed"),
+            };
+            let passed = count("passed");
+            self.binaries
+                .push(format!("{binary}: {passed} passed{failures}"));
+        }
+        let names = names.iter().map(|name| format!("{binary}: {name}"));
+        self.failed.extend(names);
     }
+}
+
+/// What cargo is about to run: `Running tests/flows.rs (target/debug/deps/flows-0123)`, `Doc-tests lb_common`.
+fn binary(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("documentation of {name}"));
+    }
+    let (_, path) = line.strip_prefix("Running ")?.split_once(" (")?;
+    let file = path.strip_suffix(')')?.rsplit('/').next()?;
+    let (name, _hash) = file.rsplit_once('-')?;
+    Some(name.to_owned())
 }
 
 /// `test NAME ... ignored, REASON` → name and reason.
@@ -243,6 +282,8 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "\
+     Running unittests src/lib.rs (target/debug/deps/lb_one-0123abc)
+
 running 4 tests
 test a::passes ... ok
 test a::fails ... FAILED
@@ -259,6 +300,7 @@ failures:
     a::fails
 
 test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s
+     Running tests/two.rs (target/debug/deps/lb_two-0123abc)
 glued to a child's output test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out
 ";
 
@@ -267,7 +309,11 @@ glued to a child's output test result: ok. 12 passed; 0 failed; 0 ignored; 0 mea
         let mut reader = Reader::default();
         OUTPUT.lines().for_each(|line| reader.line(line));
         assert_eq!(reader.passed, 13);
-        assert_eq!(reader.failed, ["a::fails"]);
+        assert_eq!(reader.failed, ["lb_one: a::fails"]);
+        assert_eq!(
+            reader.binaries,
+            ["lb_one: 1 passed, 1 failed", "lb_two: 12 passed"]
+        );
         assert_eq!(
             reader.ignored,
             ["a::waits: needs a network", "a::other: marked as ignored"]

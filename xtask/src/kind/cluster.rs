@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::engine::Engine;
-use crate::setup::{Scope, setup};
+use crate::setup::{self, Scope, setup};
 use crate::{command, image, paths};
 
 /// Name of the cluster.
@@ -32,6 +32,8 @@ pub(super) struct Options {
     pub(super) kube_proxy: Option<String>,
     /// Of the agent; else it is built.
     pub(super) image: Option<PathBuf>,
+    /// Limit for making a node image.
+    pub(super) node_image_minutes: Option<u32>,
 }
 
 /// A node: a container.
@@ -54,6 +56,13 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Makes the cluster where it is not there, and installs the agent as it is now.
     pub(super) fn up(engine: Engine, options: &Options) -> Result<Self> {
+        let cluster = Self::provision(engine, options)?;
+        cluster.serve(options)?;
+        Ok(cluster)
+    }
+
+    /// Makes the cluster where it is not there: what can fail without any doing of the agent.
+    pub(super) fn provision(engine: Engine, options: &Options) -> Result<Self> {
         let mut cluster = Self {
             engine,
             nodes: Vec::new(),
@@ -81,24 +90,29 @@ impl Cluster {
         if cluster.needs_network()? {
             cluster.lay_network()?;
         }
-        if !cluster.is_kube_proxy {
-            cluster.install(options.image.as_deref())?;
+        Ok(cluster)
+    }
+
+    /// Installs the agent, and waits until the cluster is whole.
+    pub(super) fn serve(&self, options: &Options) -> Result<()> {
+        if !self.is_kube_proxy {
+            self.install(options.image.as_deref())?;
         }
-        cluster.kubectl_ok(&[
+        self.kubectl_ok(&[
             "wait",
             "--for=condition=Ready",
             "nodes",
             "--all",
             "--timeout=180s",
         ])?;
-        cluster.kubectl_ok(&[
+        self.kubectl_ok(&[
             "--namespace=kube-system",
             "rollout",
             "status",
             "deployment/coredns",
             "--timeout=180s",
-        ])?;
-        Ok(cluster)
+        ])
+        .map(drop)
     }
 
     /// `kubectl` as administrator, in the control plane's node: nothing on this machine has to reach the API server.
@@ -208,7 +222,17 @@ impl Cluster {
             Ok(_) => Ok(PUBLISHED_IMAGE.to_owned()),
             Err(error) => {
                 eprintln!("{error:#}\nmaking a node image of packages and Go modules instead");
-                let mut script = Command::new(paths::workspace().join("tests/kind/node-image.sh"));
+                let mut script = match options.node_image_minutes {
+                    Some(minutes) => {
+                        let mut timeout = command::program("timeout");
+                        timeout
+                            .arg(format!("{minutes}m"))
+                            .arg(file("node-image.sh"));
+                        timeout
+                    }
+                    None => Command::new(file("node-image.sh")),
+                };
+                setup::point_to_go(&mut script)?;
                 self.engine.point(&mut script);
                 command::run(script.arg(&self.engine.folder).arg(OWN_IMAGE))?;
                 Ok(OWN_IMAGE.to_owned())
@@ -410,6 +434,7 @@ fn kind_program(engine: &Engine) -> Result<PathBuf> {
     }
     let module = paths::workspace().join("tests/kind");
     let mut go = command::program("go");
+    setup::point_to_go(&mut go)?;
     go.env("CGO_ENABLED", "0")
         .arg("build")
         .arg("-C")

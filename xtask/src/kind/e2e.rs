@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::cluster::{Cluster, file};
 use super::engine::folder;
 use super::{Report, say};
-use crate::command;
+use crate::{command, setup};
 
 /// All that concerns us.
 pub(super) const NETWORK: &str = r"\[sig-network\]";
@@ -98,6 +98,11 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> 
     Ok(())
 }
 
+/// Builds the programs where they are missing.
+pub(super) fn provision(cluster: &Cluster) -> Result<()> {
+    programs(cluster).map(drop)
+}
+
 /// ginkgo and e2e.test: as the node image's script builds them, else from PATH.
 fn programs(cluster: &Cluster) -> Result<(PathBuf, PathBuf)> {
     let bin = folder()?.join("bin");
@@ -107,11 +112,9 @@ fn programs(cluster: &Cluster) -> Result<(PathBuf, PathBuf)> {
             let path = command::read(command::program("sh").args(["-c", "command -v e2e.test"]))?;
             return Ok(("ginkgo".into(), path.trim().into()));
         }
-        command::run(
-            Command::new(file("node-image.sh"))
-                .arg(&cluster.engine.folder)
-                .arg("programs"),
-        )?;
+        let mut script = Command::new(file("node-image.sh"));
+        setup::point_to_go(&mut script)?;
+        command::run(script.arg(&cluster.engine.folder).arg("programs"))?;
     }
     let [ginkgo, tests] = both;
     Ok((ginkgo, tests))

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::{command, paths};
+use crate::{command, paths, setup};
 
 /// Network namespace of our own daemon; the nodes' bridge and published ports are there.
 const NETNS: &str = "lb-kind";
@@ -37,7 +37,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Finds a daemon or starts one.
+    /// Finds a daemon or starts one, after installing it where it is missing.
     pub(super) fn up() -> Result<Self> {
         let folder = folder()?;
         fs::create_dir_all(folder.join("docker"))
@@ -45,7 +45,10 @@ impl Engine {
         save_sysctls(&folder)?;
         let engine = match Self::running()? {
             Some(engine) => engine,
-            None => Self::start(folder)?,
+            None => {
+                setup::containers()?;
+                Self::start(folder)?
+            }
         };
         Ok(engine)
     }
@@ -65,11 +68,6 @@ impl Engine {
     }
 
     fn start(folder: PathBuf) -> Result<Self> {
-        if !command::exists("dockerd") {
-            bail!(
-                "no Docker daemon answers, and there is no `dockerd` to start; install docker.io"
-            );
-        }
         let engine = Self {
             folder,
             is_own: true,

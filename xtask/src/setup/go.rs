@@ -41,6 +41,20 @@ impl Go {
         }
         command
     }
+
+    /// Makes it the `go` of another program.
+    pub(super) fn point(&self, command: &mut Command) -> Result<()> {
+        command.env("GOTOOLCHAIN", &self.toolchain);
+        if let Some(root) = &self.root {
+            command.env("GOROOT", root);
+        }
+        if let Some(folder) = self.program.parent().filter(|path| path.is_absolute()) {
+            let present = std::env::var_os("PATH").unwrap_or_default();
+            let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&present));
+            command.env("PATH", std::env::join_paths(folders)?);
+        }
+        Ok(())
+    }
 }
 
 /// Finds or fetches one.
