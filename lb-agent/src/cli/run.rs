@@ -54,6 +54,7 @@ use crate::{
     shutdown::Signals,
     telemetry::{
         log::{self, wants_events},
+        metrics::Extent,
         observer::Observer,
         server::Telemetry,
     },
@@ -96,8 +97,8 @@ pub fn run(args: &RunArgs) -> Result<()> {
         return init_only(&config);
     }
     let unset = prepare(&config);
-    let telemetry =
-        Telemetry::start(&config).context("cannot start the thread of health and metrics")?;
+    let telemetry = Telemetry::start(&config, super::run_flags())
+        .context("cannot start the thread of health and metrics")?;
     let observer = Observer::new(telemetry.shared());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -337,7 +338,7 @@ impl Agent {
                 .dataplane
                 .set_local_addresses(&self.snapshot.local_addresses()),
         );
-        self.write("first state", begun, &changes);
+        self.write("first state", Extent::Full, begun, &changes);
         // Its XDP programs would be in the way of ours.
         let removed = cleanup::remove_other_versions(&self.config.bpffs)?;
         if removed != 0 {
@@ -444,6 +445,10 @@ impl Agent {
     fn objects_changed(&mut self, batch: Batch) -> Result<()> {
         let begun = self.observer.arrived(batch.events());
         let mut dirty = Dirty::default();
+        let extent = match batch.lists.is_empty() {
+            true => Extent::Partial,
+            false => Extent::Full,
+        };
         for relist in batch.lists {
             dirty.extend(
                 self.objects
@@ -452,21 +457,21 @@ impl Agent {
         }
         dirty.extend(self.objects.apply(batch.changes));
         if dirty.node {
-            self.node_changed(begun, &dirty)?;
+            self.node_changed(extent, begun, &dirty)?;
         } else {
             let changes = self.desired.apply(&self.objects, &dirty);
-            self.write("change", begun, &changes);
+            self.write("change", extent, begun, &changes);
         }
         self.observer.programmed(&batch.triggers);
         Ok(())
     }
 
     /// Brings changes to the maps.
-    fn write(&mut self, what: &str, begun: Instant, changes: &[Change]) {
+    fn write(&mut self, what: &str, extent: Extent, begun: Instant, changes: &[Change]) {
         let report = self.dataplane.apply(changes);
         self.stale_sockets.changed();
         self.observer
-            .applied(what, begun, changes, &report, &self.dataplane);
+            .applied(what, extent, begun, changes, &report, &self.dataplane);
         self.observer.health_checks(&self.desired);
     }
 
@@ -485,16 +490,16 @@ impl Agent {
                 .dataplane
                 .set_local_addresses(&self.snapshot.local_addresses()),
         );
-        self.node_changed(begun, &Dirty::default())?;
+        self.node_changed(Extent::Full, begun, &Dirty::default())?;
         self.serve_interfaces()
     }
 
     /// The Node object or the addresses changed.
-    fn node_changed(&mut self, begun: Instant, dirty: &Dirty) -> Result<()> {
+    fn node_changed(&mut self, extent: Extent, begun: Instant, dirty: &Dirty) -> Result<()> {
         let mut changes = self.desired.set_node(&self.objects, self.view());
         changes.extend(self.desired.apply(&self.objects, dirty));
         self.write_node()?;
-        self.write("node", begun, &changes);
+        self.write("node", extent, begun, &changes);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -28,7 +28,11 @@ use crate::{
     telemetry::{
         api::ApiMetrics,
         board::Board,
-        metrics::{Counters, Metrics, Text, render_process, render_services, render_unserved},
+        metrics::{
+            Counters, Metrics, Text, render_build, render_gates, render_process, render_services,
+            render_unserved,
+        },
+        pages::{Pages, Pings},
     },
 };
 
@@ -56,6 +60,7 @@ pub struct Shared {
     healthz: [AtomicU64; 2],
     livez: [AtomicU64; 2],
     counters: Mutex<Option<Counters>>,
+    pings: Pings,
     unbound: Mutex<Option<BindFailure>>,
     unbound_wake: Notify,
     /// What `/metrics` shows of the loop.
@@ -64,6 +69,8 @@ pub struct Shared {
     pub board: Board,
     /// What `/metrics` shows of the API server.
     pub api: Arc<ApiMetrics>,
+    /// What the metrics port tells of the process.
+    pub pages: OnceLock<Pages>,
     /// What load balancers hear about single Services.
     pub health_checks: node_port::HealthChecks,
 }
@@ -158,12 +165,7 @@ impl Shared {
                     &self.livez
                 };
                 answers[usize::from(code != 200)].fetch_add(1, Ordering::Relaxed);
-                Answer {
-                    code,
-                    kind: "application/json",
-                    body: body.to_string(),
-                    weight: None,
-                }
+                Answer::json(code, body.to_string())
             }
             "/readyz" if self.ready.load(Ordering::Acquire) => Answer::text(200, "ok"),
             "/readyz" => Answer::text(503, "the first complete state is not in the maps yet"),
@@ -172,24 +174,26 @@ impl Shared {
     }
 
     fn answer_metrics(&self, path: &str) -> Answer {
-        match path {
-            "/healthz" => Answer::text(200, "ok"),
-            "/proxyMode" => Answer::text(200, "ebpf"),
-            "/metrics" => match self.page() {
-                Ok(body) => Answer {
-                    code: 200,
-                    kind: "text/plain; version=0.0.4; charset=utf-8",
-                    body,
-                    weight: None,
-                },
+        match (path, self.pages.get()) {
+            ("/healthz", _) => {
+                self.pings.count();
+                Answer::text(200, "ok")
+            }
+            ("/proxyMode", _) => Answer::text(200, "ebpf"),
+            ("/metrics", _) => match self.page() {
+                Ok(body) => Answer::metrics(body),
                 Err(error) => Answer::text(500, &chain(&error)),
             },
+            ("/metrics/slis", _) => Answer::metrics(self.pings.slis()),
+            ("/configz", Some(pages)) => Answer::json(200, pages.configz()),
+            ("/flagz", Some(pages)) => Answer::text(200, &pages.flagz()),
+            ("/statusz", Some(pages)) => Answer::text(200, &pages.statusz(SystemTime::now())),
             _ => Answer::text(404, "not found"),
         }
     }
 
     /// All metrics.
-    fn page(&self) -> MapResult<String> {
+    pub(crate) fn page(&self) -> MapResult<String> {
         let mut out = Text::default();
         self.metrics.render(&mut out);
         self.api.render(&mut out);
@@ -238,6 +242,10 @@ impl Shared {
             render_services(&mut out, &services);
         }
         render_process(&mut out);
+        render_build(&mut out);
+        if let Some(pages) = self.pages.get() {
+            render_gates(&mut out, &pages.config["featureGates"]);
+        }
         Ok(out.into_string())
     }
 }
@@ -283,6 +291,22 @@ impl Answer {
             code,
             kind: "text/plain; charset=utf-8",
             body: body.to_owned(),
+            weight: None,
+        }
+    }
+    fn json(code: u16, body: String) -> Answer {
+        Answer {
+            code,
+            kind: "application/json",
+            body,
+            weight: None,
+        }
+    }
+    fn metrics(body: String) -> Answer {
+        Answer {
+            code: 200,
+            kind: "text/plain; version=0.0.4; charset=utf-8",
+            body,
             weight: None,
         }
     }
@@ -447,24 +471,53 @@ mod tests {
         );
     }
 
+    // semantics 16.2
+    #[test]
+    fn the_oldest_pending_work_counts_until_it_is_done() {
+        let shared = Shared::default();
+        let queued = |shared: &Shared| lock(&shared.syncs)[0].queued;
+        shared.queued(IpFamily::V4);
+        let first = queued(&shared);
+        shared.queued(IpFamily::V4);
+        assert!(first.is_some() && queued(&shared) == first);
+        shared.updated(IpFamily::V4);
+        assert_eq!(queued(&shared), None);
+    }
+
+    // semantics 16.3
     #[test]
     fn a_late_family_is_not_cured_by_the_other() {
-        // semantics 16.3
         let shared = Shared::default();
         shared.queued(IpFamily::V6);
         shared.updated(IpFamily::V4);
-        let late = Instant::now() + STALE;
-        let (code, body) = shared.health(late, SystemTime::now(), true);
+        let begun = lock(&shared.syncs)[1].queued.unwrap();
+        let at = |after: Duration| shared.health(begun + after, SystemTime::now(), true);
+        assert_eq!(at(STALE - Duration::from_millis(1)).0, 200);
+        let (code, body) = at(STALE);
         assert_eq!(code, 503);
         assert_eq!(body["status"]["IPv6"]["healthy"], false);
         assert_eq!(body["status"]["IPv4"]["healthy"], true);
         shared.updated(IpFamily::V6);
-        assert_eq!(shared.health(late, SystemTime::now(), true).0, 200);
+        assert_eq!(at(100 * STALE).0, 200, "nothing is pending");
     }
 
+    // semantics 16.1, 16.4
+    #[test]
+    fn before_the_first_pass_it_is_healthy_but_not_ready() {
+        let shared = Shared::default();
+        for path in ["/healthz", "/livez"] {
+            let answer = shared.answer_health(path);
+            let body: Value = serde_json::from_str(&answer.body).unwrap();
+            assert_eq!((answer.code, &body["status"]), (200, &json!({})), "{path}");
+        }
+        assert_eq!(shared.answer_health("/readyz").code, 503);
+        shared.set_ready();
+        assert_eq!(shared.answer_health("/readyz").code, 200);
+    }
+
+    // semantics 16.5, 16.6, 16.7
     #[test]
     fn eligibility_counts_on_healthz_only() {
-        // semantics 16.6, 16.7
         let shared = Shared::default();
         shared.set_eligible(false);
         let (code, body) = shared.health(Instant::now(), SystemTime::now(), true);
@@ -476,15 +529,157 @@ mod tests {
         assert_eq!((code, body.get("nodeEligible")), (200, None));
     }
 
+    // semantics 16.7
     #[test]
-    fn readiness_follows_the_first_state_and_other_paths_are_404() {
-        // semantics 16.12
+    fn only_a_good_answer_looks_fresh() {
         let shared = Shared::default();
-        assert_eq!(shared.answer_health("/readyz").code, 503);
-        shared.set_ready();
-        assert_eq!(shared.answer_health("/readyz").code, 200);
-        assert_eq!(shared.answer_health("/healthz/").code, 404);
-        assert_eq!(shared.answer_metrics("/proxyMode").body, "ebpf");
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let updated = |seconds| Sync {
+            queued: None,
+            updated: Some(at(seconds)),
+        };
+        *lock(&shared.syncs) = [updated(100), updated(200)];
+        let times = || {
+            let (code, body) = shared.health(Instant::now(), at(1_000), true);
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            let families = ["IPv4", "IPv6"].map(|name| text(&body["status"][name]["lastUpdated"]));
+            assert_eq!(text(&body["currentTime"]), time(Some(at(1_000))));
+            (code, text(&body["lastUpdated"]), families)
+        };
+        let families = [100, 200].map(|seconds| time(Some(at(seconds))));
+        let good = (200, time(Some(at(1_000))), families.clone());
+        assert_eq!(times(), good);
+        shared.set_eligible(false);
+        assert_eq!(times(), (503, time(Some(at(200))), families));
+    }
+
+    // semantics 16.8
+    #[test]
+    fn health_answers_are_json_that_is_not_guessed_at() {
+        let answer = Shared::default().answer_health("/livez").bytes(false);
+        let text = String::from_utf8(answer).unwrap();
+        let (head, _) = text.split_once("\r\n\r\n").unwrap();
+        for line in [
+            "HTTP/1.1 200 OK",
+            "Content-Type: application/json",
+            "X-Content-Type-Options: nosniff",
+        ] {
+            assert!(head.lines().any(|has| has == line), "{line} in {head}");
+        }
+        assert!(!head.contains("Weight"), "{head}");
+    }
+
+    // semantics 16.11
+    #[test]
+    fn the_metrics_port_has_the_pages_of_kube_proxy() {
+        let shared = Shared::default();
+        let page = |path: &str| shared.answer_metrics(path);
+        assert_eq!(page("/configz").code, 404, "nothing is known yet");
+        let pages = Pages {
+            config: json!({ "featureGates": { "AllowServiceExternalIPs": false } }),
+            flags: Vec::new(),
+            started: SystemTime::now(),
+        };
+        shared.pages.set(pages).unwrap();
+        for path in crate::telemetry::pages::PATHS {
+            assert_eq!(page(path).code, 200, "{path}");
+        }
+        assert_eq!(page("/configz").kind, "application/json");
+        assert_eq!(page("/proxyMode").body, "ebpf");
+        assert!(page("/metrics/slis").body.contains("} 1\n"));
+        for path in ["/", "/livez", "/readyz", "/debug/pprof/"] {
+            assert_eq!(page(path).code, 404, "{path}");
+        }
+    }
+
+    // semantics 23
+    #[test]
+    fn answers_are_counted_by_code() {
+        let shared = Shared::default();
+        shared.answer_health("/healthz");
+        shared.answer_health("/livez");
+        shared.set_eligible(false);
+        shared.answer_health("/healthz");
+        let page = shared.page().unwrap();
+        for row in [
+            "# TYPE kubeproxy_proxy_healthz_total counter\n",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1\n",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1\n",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1\n",
+            "kubeproxy_proxy_livez_total{code=\"503\"} 0\n",
+        ] {
+            assert!(page.contains(row), "{row} in {page}");
+        }
+    }
+
+    async fn ask(addr: SocketAddr, request: &str) -> String {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let read = client.read_to_string(&mut text);
+        timeout(REQUEST, read).await.unwrap().unwrap();
+        text
+    }
+
+    // semantics 16.12
+    #[tokio::test]
+    async fn any_method_gets_an_answer_and_only_from_the_exact_paths() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let shared: Arc<Shared> = Arc::default();
+        let answer = move |path: &str| shared.answer_health(path);
+        tokio::spawn(accept(listener, Arc::new(Semaphore::new(1)), answer));
+        for (request, code) in [
+            ("GET /healthz?x=1", 200),
+            ("POST /livez", 200),
+            ("DELETE /healthz", 200),
+            ("GET /healthz/", 404),
+            ("GET /", 404),
+            ("GET /metrics", 404),
+        ] {
+            let text = ask(addr, &format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+            assert!(
+                text.starts_with(&format!("HTTP/1.1 {code} ")),
+                "{request}: {text}"
+            );
+        }
+    }
+
+    // semantics 16.10, 24.4
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_tried_again_or_ends_the_agent() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = taken.local_addr().unwrap();
+        let serving = |hard_fail, shared: &Arc<Shared>| {
+            let addresses = Addresses {
+                health: Some(addr),
+                metrics: None,
+                hard_fail,
+            };
+            tokio::spawn(serve(addresses, shared.clone()))
+        };
+        let shared: Arc<Shared> = Arc::default();
+        let hard = serving(true, &shared);
+        let failure = timeout(REQUEST, shared.unbound()).await.unwrap();
+        assert_eq!(failure.reason, "FailedToStartProxierHealthcheck");
+        assert!(failure.to_string().contains(&addr.to_string()), "{failure}");
+        hard.abort();
+        let soft = serving(false, &shared);
+        let told = timeout(REBIND / 10, shared.unbound()).await;
+        assert!(told.is_err(), "{told:?}");
+        drop(taken);
+        let answered = async {
+            while TcpStream::connect(addr).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(2 * REBIND, answered).await.unwrap();
+        assert!(
+            ask(addr, "GET /livez HTTP/1.1\r\n\r\n")
+                .await
+                .contains(" 200 OK")
+        );
+        soft.abort();
     }
 
     #[tokio::test]

@@ -177,6 +177,8 @@ impl Histogram {
 #[derive(Debug)]
 struct Passes {
     duration: Histogram,
+    /// Of those that wrote everything, and of those that wrote what changed.
+    by_extent: [Histogram; 2],
     programming: Histogram,
     last: Option<SystemTime>,
     last_queued: Option<SystemTime>,
@@ -187,6 +189,15 @@ struct Passes {
 struct Changes {
     pending: usize,
     total: usize,
+}
+
+/// How much a pass looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    /// Complete lists.
+    Full,
+    /// What changed.
+    Partial,
 }
 
 /// A service port without room.
@@ -216,6 +227,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let passes = || Passes {
             duration: Histogram::new(sync_bounds()),
+            by_extent: [(); 2].map(|()| Histogram::new(sync_bounds())),
             programming: Histogram::new(programming_bounds()),
             last: None,
             last_queued: None,
@@ -242,10 +254,11 @@ impl Metrics {
         self.inner().passes[family.index()].last_queued = Some(SystemTime::now());
     }
     /// A pass over a family is through.
-    pub fn passed(&self, family: IpFamily, took: Duration) {
+    pub fn passed(&self, family: IpFamily, extent: Extent, took: Duration) {
         let mut inner = self.inner();
         let passes = &mut inner.passes[family.index()];
         passes.duration.observe(took);
+        passes.by_extent[extent as usize].observe(took);
         passes.last = Some(SystemTime::now());
     }
     /// Time from the change of an EndpointSlice (its annotation `last-change-trigger-time`) to the maps; manifests
@@ -295,6 +308,15 @@ impl Metrics {
             passes
                 .duration
                 .render(out, name, &[("ip_family", family.name())]);
+        }
+        for (index, extent) in ["full", "partial"].into_iter().enumerate() {
+            let name = format!("kubeproxy_sync_{extent}_proxy_rules_duration_seconds");
+            let help = "Time of a pass over complete lists (full) or over changes (partial).";
+            out.head(&name, "histogram", help);
+            for (family, passes) in families() {
+                let labels = [("ip_family", family.name())];
+                passes.by_extent[index].render(out, &name, &labels);
+            }
         }
         let name = "kubeproxy_network_programming_duration_seconds";
         out.head(
@@ -446,36 +468,62 @@ pub fn render_process(out: &mut Text) {
     let Some(process) = Process::read() else {
         return;
     };
-    let rows = [
+    let gauges = [
         (
-            "process_cpu_seconds_total",
-            "counter",
-            "CPU time of the agent.",
-            process.cpu_seconds,
-        ),
-        (
-            "process_resident_memory_bytes",
-            "gauge",
-            "Resident memory of the agent.",
+            "resident_memory_bytes",
+            "Resident memory",
             process.resident_bytes,
         ),
         (
-            "process_start_time_seconds",
-            "gauge",
-            "When the agent started.",
+            "virtual_memory_bytes",
+            "Address space",
+            process.virtual_bytes,
+        ),
+        (
+            "start_time_seconds",
+            "When the agent started",
             process.start_seconds,
         ),
+        ("open_fds", "Open file descriptors", process.open_fds),
+        ("max_fds", "Most open file descriptors", process.max_fds),
     ];
-    for (name, kind, help, value) in rows {
-        out.head(name, kind, help);
-        out.row(name, &[], value);
+    let cpu = (
+        "cpu_seconds_total",
+        "CPU time of the agent",
+        process.cpu_seconds,
+    );
+    let counter = [("counter", cpu)];
+    let rows = gauges.map(|row| ("gauge", row));
+    for (kind, (name, help, value)) in counter.into_iter().chain(rows) {
+        let name = format!("process_{name}");
+        out.head(&name, kind, &format!("{help}."));
+        out.row(&name, &[], value);
     }
+}
+
+/// Which build this is. `kubernetes_build_info` would claim a version of Kubernetes.
+pub fn render_build(out: &mut Text) {
+    out.head("lb_build_info", "gauge", "Version of the agent.");
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    out.row("lb_build_info", &version, 1);
+}
+
+/// Gates that mean something here, as far as they are set (semantics 24.14).
+pub fn render_gates(out: &mut Text, gates: &serde_json::Value) {
+    let name = "kubernetes_feature_enabled";
+    out.head(name, "gauge", "Feature gates: 1 on, 0 off.");
+    let gate = "AllowServiceExternalIPs";
+    let is_on = gates[gate].as_bool().unwrap_or(true);
+    out.row(name, &[("name", gate), ("stage", "")], u8::from(is_on));
 }
 
 struct Process {
     cpu_seconds: f64,
     resident_bytes: f64,
+    virtual_bytes: f64,
     start_seconds: f64,
+    open_fds: f64,
+    max_fds: f64,
 }
 
 impl Process {
@@ -497,14 +545,23 @@ impl Process {
             .parse()
             .ok()?;
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        let resident = status
+        let bytes = |field: &str| {
+            let size = status.lines().find_map(|line| line.strip_prefix(field))?;
+            let kib: f64 = size.trim().strip_suffix(" kB")?.parse().ok()?;
+            Some(kib * 1024.0)
+        };
+        let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+        let max_fds = limits
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let resident: f64 = resident.trim().strip_suffix(" kB")?.parse().ok()?;
+            .find_map(|line| line.strip_prefix("Max open files"))?;
+        let open_fds = std::fs::read_dir("/proc/self/fd").ok()?.count();
         // Fields count from the state, which is number 3 in proc(5): 14 utime, 15 stime, 22 starttime.
         Some(Process {
             cpu_seconds: (fields.get(11)? + fields.get(12)?) / TICKS,
-            resident_bytes: resident * 1024.0,
+            resident_bytes: bytes("VmRSS:")?,
+            virtual_bytes: bytes("VmSize:")?,
+            open_fds: u32::try_from(open_fds).ok()?.into(),
+            max_fds: max_fds.split_whitespace().next()?.parse().ok()?,
             start_seconds: boot + fields.get(19)? / TICKS,
         })
     }
@@ -612,13 +669,15 @@ mod tests {
         let metrics = Metrics::default();
         metrics.changes_arrived(3, 2);
         metrics.no_local_endpoints(IpFamily::V6, 1, 4);
-        metrics.passed(IpFamily::V4, Duration::from_millis(3));
+        metrics.passed(IpFamily::V4, Extent::Full, Duration::from_millis(3));
         let mut out = Text::default();
         metrics.render(&mut out);
         let out = out.into_string();
         for row in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.004\"} 1\n",
             "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 0\n",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1\n",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 0\n",
             "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"300\"} 0\n",
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"} 0\n",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending 3\n",
@@ -636,6 +695,150 @@ mod tests {
                 && out.contains("endpoint_changes_total 3\n"),
             "{out}"
         );
+    }
+
+    /// Of kube-proxy's names: type and labels.
+    const EXPOSED: [(&str, &str, &[&str]); 21] = [
+        (
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "histogram",
+            &["ip_family", "le"],
+        ),
+        (
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "histogram",
+            &["ip_family", "le"],
+        ),
+        (
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "histogram",
+            &["ip_family", "le"],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "gauge",
+            &["ip_family"],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "gauge",
+            &["ip_family"],
+        ),
+        (
+            "kubeproxy_network_programming_duration_seconds",
+            "histogram",
+            &["ip_family", "le"],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            "gauge",
+            &[],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total",
+            "counter",
+            &[],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_service_changes_pending",
+            "gauge",
+            &[],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_service_changes_total",
+            "counter",
+            &[],
+        ),
+        (
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "gauge",
+            &["traffic_policy", "ip_family"],
+        ),
+        ("kubeproxy_proxy_healthz_total", "counter", &["code"]),
+        ("kubeproxy_proxy_livez_total", "counter", &["code"]),
+        (
+            "rest_client_requests_total",
+            "counter",
+            &["code", "method", "host"],
+        ),
+        ("kubernetes_feature_enabled", "gauge", &["name", "stage"]),
+        ("process_cpu_seconds_total", "counter", &[]),
+        ("process_resident_memory_bytes", "gauge", &[]),
+        ("process_virtual_memory_bytes", "gauge", &[]),
+        ("process_start_time_seconds", "gauge", &[]),
+        ("process_open_fds", "gauge", &[]),
+        ("process_max_fds", "gauge", &[]),
+    ];
+    /// Those that would have nothing to say; docs/limits.md has the reason.
+    const ABSENT: [&str; 8] = [
+        "conntrack_reconciler_",
+        "sync_proxy_rules_iptables_",
+        "sync_proxy_rules_nftables_",
+        "iptables_ct_state_invalid_dropped_packets_total",
+        "iptables_localhost_nodeports_accepted_packets_total",
+        "nftables_localhost_nodeport_",
+        "kubernetes_build_info",
+        "go_",
+    ];
+
+    // semantics 23, 23.2, 23.3, 23.4
+    #[test]
+    fn every_name_of_kube_proxy_is_exposed_or_a_known_limit() {
+        let shared = crate::health::Shared::default();
+        shared.api.connect("192.0.2.1:6443");
+        shared.api.answered("GET", Some(200));
+        let pages = crate::telemetry::pages::Pages {
+            config: serde_json::Value::Null,
+            flags: Vec::new(),
+            started: SystemTime::now(),
+        };
+        shared.pages.set(pages).unwrap();
+        let page = shared.page().unwrap();
+        for (name, kind, labels) in EXPOSED {
+            assert!(
+                page.contains(&format!("# TYPE {name} {kind}\n")),
+                "{name} in {page}"
+            );
+            let sample = if kind == "histogram" {
+                format!("{name}_bucket")
+            } else {
+                name.into()
+            };
+            let is_sample = |line: &&str| {
+                let rest = line.strip_prefix(sample.as_str());
+                rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+            };
+            let samples: Vec<_> = page.lines().filter(is_sample).collect();
+            assert!(!samples.is_empty(), "{name} in {page}");
+            for sample in &samples {
+                let inside = sample.split_once('{').map_or("", |(_, rest)| rest);
+                let names = inside
+                    .split("\",")
+                    .filter_map(|label| label.split_once("=\""));
+                let names: Vec<_> = names.map(|(name, _)| name).collect();
+                assert_eq!(names, labels, "{sample}");
+            }
+            if labels.contains(&"ip_family") {
+                for family in ["IPv4", "IPv6"] {
+                    let family = format!("ip_family=\"{family}\"");
+                    assert!(
+                        samples.iter().any(|sample| sample.contains(&family)),
+                        "{name}"
+                    );
+                }
+            }
+        }
+        let limits = include_str!("../../../docs/limits.md");
+        for name in ABSENT {
+            let row = |line: &str| {
+                line.starts_with(name) || line.starts_with(&format!("kubeproxy_{name}"))
+            };
+            assert!(!page.lines().any(row), "{name}");
+            assert!(
+                limits.contains(&format!("`{name}")),
+                "{name} in docs/limits.md"
+            );
+        }
     }
 
     #[test]

@@ -7,5 +7,6 @@ pub mod events;
 pub mod log;
 pub mod metrics;
 pub mod observer;
+pub mod pages;
 pub mod server;
 pub mod state;

@@ -14,7 +14,7 @@ use lb_common::abi::InterfaceRole;
 use super::{
     api::ApiMetrics,
     events, log,
-    metrics::{Counters, Lacking},
+    metrics::{Counters, Extent, Lacking},
     state::{Conflict, InterfaceReport, Warning},
 };
 use crate::{
@@ -145,6 +145,7 @@ impl Observer {
     pub fn applied(
         &mut self,
         what: &str,
+        extent: Extent,
         begun: Instant,
         changes: &[Change],
         report: &ApplyReport,
@@ -152,7 +153,7 @@ impl Observer {
     ) {
         let took = begun.elapsed();
         for family in IpFamily::BOTH {
-            self.shared.metrics.passed(family, took);
+            self.shared.metrics.passed(family, extent, took);
             self.shared.updated(family);
         }
         self.shared.metrics.changes_done(took);

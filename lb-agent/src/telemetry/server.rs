@@ -11,7 +11,10 @@ use std::{
 
 use tokio::{sync::oneshot, time::sleep};
 
-use super::state::{ManifestProblem, State, StateError, StateFile};
+use super::{
+    pages::Pages,
+    state::{ManifestProblem, State, StateError, StateFile},
+};
 use crate::{
     config::Config,
     health::{self, Addresses, Shared},
@@ -31,8 +34,13 @@ pub struct Telemetry {
 
 impl Telemetry {
     /// Starts it.
-    pub fn start(config: &Config) -> io::Result<Telemetry> {
+    pub fn start(config: &Config, flags: Vec<(String, String)>) -> io::Result<Telemetry> {
         let shared: Arc<Shared> = Arc::default();
+        shared.pages.get_or_init(|| Pages {
+            config: config.effective.clone(),
+            flags,
+            started: SystemTime::now(),
+        });
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
