@@ -10,6 +10,7 @@ mod image;
 mod kind;
 mod lint;
 mod paths;
+mod semantics;
 mod setup;
 mod show;
 mod test;
@@ -48,6 +49,8 @@ Usage: cargo xtask TASK [OPTIONS]
                                     --may-skip  where no container engine or cluster starts say so and succeed
                               down  --all  the Docker daemon that `up` started, too
   lint                        format, clippy for both targets, documentation, dependencies
+  semantics [--check]         docs/semantics.md: the tests of every line of tests/semantics.tsv
+                              --check  write nothing; fail where it is not up to date or a line has no test
   setup                       only install what is missing
   help                        this text
 
@@ -90,6 +93,11 @@ fn task(arguments: &[String]) -> Result<ExitCode> {
             no_options(task, options)?;
             lint::lint(&setup(Scope::Build)?)?;
         }
+        "semantics" => match options {
+            [] => semantics::semantics(false)?,
+            [option] if option == "--check" => semantics::semantics(true)?,
+            [option, ..] => bail!("`semantics` knows no `{option}`; see `cargo xtask help`"),
+        },
         "setup" => {
             no_options(task, options)?;
             setup(Scope::Run)?;
