@@ -579,6 +579,7 @@ mod tests {
     use super::*;
 
     #[derive(clap::Parser)]
+    #[command(args_override_self = true)]
     struct Line {
         #[command(flatten)]
         run: RunArgs,
@@ -680,6 +681,26 @@ mod tests {
         let whole = ["--healthz-bind-address=192.0.2.1:9", "--healthz-port=7"];
         assert_eq!(addresses(&whole)[0].as_deref(), Some("192.0.2.1:9"));
         assert!(addresses(&["--healthz-bind-address="])[0].is_some());
+    }
+
+    #[test]
+    fn of_a_flag_that_is_given_twice_the_last_counts() {
+        let flags = [
+            "--conntrack-min=1",
+            "--conntrack-min=2",
+            "--conntrack-max-per-core=1",
+        ];
+        let config = parse(&flags).unwrap();
+        assert_eq!(config.conntrack, [Setting::Max(1, 2)]);
+        let config = parse(&["--masquerade-all", "--masquerade-all"]).unwrap();
+        assert!(config.masquerade_all);
+        let lists = parse(&["--pod-interfaces=a", "--pod-interfaces=b"]).unwrap();
+        assert!(
+            lists.pod_interfaces.matches("b"),
+            "{:?}",
+            lists.pod_interfaces
+        );
+        assert!(lists.pod_interfaces.matches("a"), "lists grow");
     }
 
     // semantics 24.2, 24.11

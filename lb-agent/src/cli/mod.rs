@@ -32,6 +32,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Serve the Services of this node until a signal ends the agent; the dataplane stays attached
+    #[command(args_override_self = true)]
     Run(Box<RunArgs>),
     /// Show what is attached, how full the maps are, what was dropped, and what is wrong
     Status(Query),
