@@ -322,7 +322,7 @@ fn an_endpoint_is_local_only_by_its_node_name() {
 
 #[test]
 fn of_two_endpoints_with_one_address_the_living_one_is_meant() {
-    // semantics 5.13 [ours]: (kept, given up)
+    // semantics 5.13 [ours], 28.24: (kept, given up)
     for (better, worse) in [
         ("10.244.1.2 - @node-b", "10.244.1.2 rst @node-a"), // terminating goes first
         ("10.244.1.2 rst @node-b", "10.244.1.2 st @node-a"), // then ready
@@ -408,15 +408,15 @@ fn lists_hold_the_ready_and_else_the_serving_terminating() {
         has_endpoints,
     };
     for case in [
-        case(&[], &[], &[], false),                                      // 6.1
-        case(&["rs @node-a", "rs @node-b"], &[1, 2], &[1], true),        // 6.2.a, 6.3.a
-        case(&["st @node-a", "st @node-b"], &[1, 2], &[1], true),        // 6.2.b, 6.3.b
-        case(&["st @node-a", "rs @node-b"], &[2], &[1], true),           // 6.4, 6.5
-        case(&["rs @node-a", "st @node-a"], &[1], &[1], true),           // 6.5
-        case(&["rs @node-b"], &[1], &[], true),                          // 6.3.c
-        case(&["s @node-a", "- @node-a", "t @node-a"], &[], &[], false), // 6.6
-        case(&["rst @node-a", "st @node-a"], &[1], &[1], true),          // 6.11
-        case(&["r @node-a"], &[1], &[1], true), // published though unready (5.10)
+        case(&[], &[], &[], false),                               // semantics 6.1
+        case(&["rs @node-a", "rs @node-b"], &[1, 2], &[1], true), // semantics 6.2, 6.3
+        case(&["st @node-a", "st @node-b"], &[1, 2], &[1], true), // semantics 6.2, 6.3
+        case(&["st @node-a", "rs @node-b"], &[2], &[1], true),    // semantics 6.4, 6.5
+        case(&["rs @node-a", "st @node-a"], &[1], &[1], true),    // semantics 6.5
+        case(&["rs @node-b"], &[1], &[], true),                   // semantics 6.3
+        case(&["s @node-a", "- @node-a", "t @node-a"], &[], &[], false), // semantics 6.6
+        case(&["rst @node-a", "st @node-a"], &[1], &[1], true),   // semantics 6.11
+        case(&["r @node-a"], &[1], &[1], true), // semantics 5.10: published though unready
     ] {
         check_lists(&case, BOTH);
     }
@@ -437,7 +437,7 @@ fn lists_that_are_not_used_are_empty() {
             cluster: true,
             local: false,
         },
-    ); // 6.3
+    ); // semantics 6.3
     let case = Case {
         endpoints,
         cluster: &[],
@@ -450,8 +450,8 @@ fn lists_that_are_not_used_are_empty() {
             cluster: false,
             local: true,
         },
-    ); // 6.2
-    // 6.7: somewhere there is one, so the empty Local list drops and does not reject
+    ); // semantics 6.2
+    // semantics 6.7: somewhere there is one, so the empty Local list drops and does not reject
     for endpoints in [&["rs @node-b"][..], &["st @node-b"]] {
         let case = Case {
             endpoints,
@@ -514,24 +514,24 @@ fn the_topology_mode_follows_the_hints_of_all_ready_endpoints() {
     };
     let a = Some("a");
     for (endpoints, zone, wanted) in [
-        (&["st zone=a", "s node=node-a"][..], a, Mode::All), // 7.2
+        (&["st zone=a", "s node=node-a"][..], a, Mode::All), // semantics 7.2
         (
             &["rs node=node-a zone=a", "rs node=node-b zone=b"],
             a,
             Mode::SameNode,
-        ), // 7.3
+        ), // semantics 7.3
         (
             &["rs node=node-b zone=a", "rs node=node-b zone=b"],
             a,
             Mode::SameZone,
-        ), // 7.3, 7.10
-        (&["rs node=node-a zone=a", "rs zone=b"], a, Mode::SameZone), // 7.3
-        (&["rs zone=a", "rs zone=b"], a, Mode::SameZone),    // 7.4
-        (&["rs zone=a", "rs"], a, Mode::All),                // 7.5
-        (&["rs zone=a", "s"], a, Mode::SameZone),            // 7.5: unready ones do not matter
-        (&["rs zone=a"], None, Mode::All),                   // 7.6
-        (&["s zone=a", "rs zone=b"], a, Mode::All),          // 7.7
-        (&["rs zone=b,a"], a, Mode::SameZone),               // 7.9
+        ), // semantics 7.3, 7.10
+        (&["rs node=node-a zone=a", "rs zone=b"], a, Mode::SameZone), // semantics 7.3
+        (&["rs zone=a", "rs zone=b"], a, Mode::SameZone),    // semantics 7.4
+        (&["rs zone=a", "rs"], a, Mode::All),                // semantics 7.5, 28.29
+        (&["rs zone=a", "s"], a, Mode::SameZone), // semantics 7.5: unready ones do not matter
+        (&["rs zone=a"], None, Mode::All),        // semantics 7.6, 28.29
+        (&["s zone=a", "rs zone=b"], a, Mode::All), // semantics 7.7, 28.30
+        (&["rs zone=b,a"], a, Mode::SameZone),    // semantics 7.9
     ] {
         assert_eq!(mode(endpoints, zone), wanted, "{endpoints:?} {zone:?}");
     }
@@ -546,14 +546,14 @@ fn topology_narrows_the_cluster_list_only() {
         has_endpoints: true,
     };
     for case in [
-        case(&["rs zone=a @node-b", "rs zone=b @node-a"], &[1], &[2]), // 6.3, 7.8, 7.11
+        case(&["rs zone=a @node-b", "rs zone=b @node-a"], &[1], &[2]), // semantics 6.3, 7.8, 7.11
         case(
             &["rs node=node-a @node-b", "rs node=node-b @node-a"],
             &[1],
             &[2],
         ),
-        case(&["rs zone=b", "rs zone=b"], &[1, 2], &[]), // 6.11, 7.7
-        case(&["st zone=a", "st zone=b"], &[1, 2], &[]), // 6.2.b ignores topology
+        case(&["rs zone=b", "rs zone=b"], &[1, 2], &[]), // semantics 6.11, 7.7
+        case(&["st zone=a", "st zone=b"], &[1, 2], &[]), // semantics 6.2: the fallback ignores topology
     ] {
         check_lists(&case, BOTH);
     }
