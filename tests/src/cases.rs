@@ -59,6 +59,8 @@ pub enum Verdict {
 pub trait Store<F: Ip> {
     /// Writes a frontend.
     fn put_service(&mut self, key: ServiceKey<F>, service: Service);
+    /// Removes a frontend.
+    fn remove_service(&mut self, key: ServiceKey<F>);
     /// Writes a backend.
     fn put_backend(&mut self, id: u32, backend: Backend<F>);
     /// Puts one address into the source ranges of a service port.
@@ -557,6 +559,8 @@ cases! {
     a_port_used_again_past_the_frontends
     stale_elements_are_not_believed
     masquerade_all_translates_local_backends
+    only_new_flows_are_judged
+    affinity_stays_within_the_list_in_force
 }
 
 const PROTOCOLS: [u8; 2] = [TCP, UDP];
@@ -657,7 +661,8 @@ fn middle<F: Net, W: World + Store<F>>(
     parsed.source
 }
 
-/// Design, section 4, table: destination at external ingress, source at egress; the reverse the same.
+/// Semantics 9.5. Design, section 4, table: destination at external ingress, source at egress; the reverse the same, so
+/// that what lies between sees the client and the backend (semantics 25.8).
 fn outside_to_remote_backend_by_tc_and_back<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     for proto in PROTOCOLS {
@@ -983,7 +988,7 @@ fn udp_moves_when_its_backend_is_gone<F: Net, W: World + Store<F>>(world: &mut W
     s.counted(Counter::Refused, 1);
 }
 
-/// Semantics 18.1.
+/// Semantics 10.5, 18.1.
 fn tcp_stays_when_its_backend_is_gone<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip, old) = (
@@ -1058,7 +1063,7 @@ fn two_vips_to_one_backend_get_two_ports<F: Net, W: World + Store<F>>(world: &mu
     );
 }
 
-/// Semantics 9.2 d.
+/// Semantics 8.3, 9.2 d.
 fn hairpin_goes_back_to_the_pod<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     for proto in PROTOCOLS {
@@ -1203,7 +1208,7 @@ fn affinity_keeps_the_backend_when_the_list_changes<F: Net, W: World + Store<F>>
     s.counted(Counter::AffinityHit, 1);
 }
 
-/// Semantics 12.3: pods are not exempt.
+/// Semantics 12.1, 12.3, 12.9: pods are not exempt.
 fn source_ranges_drop_everybody_else<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let front = at(s.h.external, 80);
@@ -1317,7 +1322,7 @@ fn undefined_port_of_a_cluster_ip_is_refused<F: Net, W: World + Store<F>>(world:
         Verdict::Reflect,
         &unreachable::<F>(&datagram, vip.ip(), pod.ip()),
     );
-    // An address that no Service has is not ours (11.2), nor is a port of any other address.
+    // An address that no Service has is not ours (semantics 11.2), nor is a port of any other address.
     s.untouched(At::Pod, &first(TCP, pod, at(s.h.vip2, 81)));
     s.frontend(at(s.h.external, 80), TCP, placed.service);
     s.untouched(
@@ -1803,7 +1808,7 @@ fn stale_elements_are_not_believed<F: Net, W: World + Store<F>>(world: &mut W) {
     s.dropped(At::Pod, &first(TCP, pod, vip), DropReason::FlowInsert);
 }
 
-/// `--masquerade-all`: the reply of a local backend comes in at its pod interface.
+/// Semantics 9.2 b. `--masquerade-all`: the reply of a local backend comes in at its pod interface.
 fn masquerade_all_translates_local_backends<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     s.modes(ModeFlags::MASQUERADE_ALL);
@@ -1838,4 +1843,101 @@ fn masquerade_all_translates_local_backends<F: Net, W: World + Store<F>>(world: 
             &packet(TCP, between, to),
         );
     }
+}
+
+/// Semantics 10.5, 11.3, 12.7: source ranges that come later, an endpoint that goes and a port that a Service drops are
+/// for new flows.
+fn only_new_flows_are_judged<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    let (client, pod) = (at(s.h.client, 40_000), at(s.h.pod, 40_000));
+    let (front, vip) = (at(s.h.external, 80), at(s.h.vip, 80));
+    let (here, there) = (local(s.h.pod2, 8080), remote(s.h.remote, 8080));
+    let outside = s.service_with(front, TCP, FrontendKind::LoadBalancer, &[here], |_| {});
+    s.service(vip, TCP, &[there]);
+    s.cluster_ip_exists(vip);
+    for (hook, from, to, backend) in [
+        (At::External, client, front, here.addr),
+        (At::Pod, pod, vip, there.addr),
+    ] {
+        s.sent(hook, &first(TCP, from, to));
+        s.sent(At::Out, &packet(TCP, backend, from));
+        s.sent(hook, &packet(TCP, from, to));
+    }
+    s.counted(Counter::FlowConfirmed, 2);
+    let mut restricted = outside.service;
+    restricted.flags |= ServiceFlags::SOURCE_RANGES;
+    s.frontend(front, TCP, restricted);
+    s.world.remove_service(ServiceKey::<F>::new(
+        F::addr(vip.ip()),
+        Be16::from_host(vip.port()),
+        TCP,
+    ));
+    for (hook, from, to, backend) in [
+        (At::External, client, front, here.addr),
+        (At::Pod, pod, vip, there.addr),
+    ] {
+        s.check(
+            hook,
+            &packet(TCP, from, to),
+            Verdict::Pass,
+            &packet(TCP, from, backend),
+        );
+        s.check(
+            At::Out,
+            &packet(TCP, backend, from),
+            Verdict::Pass,
+            &packet(TCP, to, from),
+        );
+    }
+    let other = at(client.ip(), 40_001);
+    s.dropped(
+        At::External,
+        &first(TCP, other, front),
+        DropReason::SourceRange,
+    );
+    let (verdict, _) = s.run(At::Pod, &first(TCP, at(pod.ip(), 40_001), vip).build());
+    assert_eq!(
+        verdict,
+        Verdict::Reflect,
+        "the port is not defined any more"
+    );
+}
+
+/// Semantics 13.3, 28.21: what a client keeps counts where it is in the list in force, and is replaced where it is not.
+fn affinity_stays_within_the_list_in_force<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    let (vip, front) = (at(s.h.vip, 80), at(s.h.node, 30_080));
+    let (here, there) = (local(s.h.pod2, 8080), remote(s.h.remote, 8080));
+    let placed = s.service_with(
+        vip,
+        TCP,
+        FrontendKind::ClusterIp,
+        &[there, here],
+        |service| {
+            service.affinity_secs = 10_800;
+            service.flags |= ServiceFlags::INTERNAL_LOCAL;
+        },
+    );
+    let mut external = placed.service;
+    external.kind = FrontendKind::NodePort as u8;
+    external.flags = ServiceFlags::HAS_ENDPOINTS;
+    s.frontend(front, TCP, external);
+    // The Cluster list has just the remote one for now.
+    s.world
+        .put_rows(placed.service.cluster.offset, &[placed.ids[0]; 2]);
+    let mut port = 40_000;
+    let mut connected = |s: &mut Scene<'_, F, W>, to: SocketAddr| {
+        port += 1;
+        let pod = at(s.h.pod, port);
+        let backend = s.sent(At::Pod, &first(TCP, pod, to)).destination;
+        s.sent(At::Out, &packet(TCP, backend, pod));
+        s.sent(At::Pod, &packet(TCP, pod, to));
+        backend
+    };
+    assert_eq!(connected(&mut s, front), there.addr);
+    // The ClusterIP stays on the node; the client is remembered there from now on.
+    assert_eq!(connected(&mut s, vip), here.addr);
+    // The local one is in the Cluster list, too, and kept for that.
+    assert_eq!(connected(&mut s, front), here.addr);
+    s.counted(Counter::AffinityHit, 1);
 }

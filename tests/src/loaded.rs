@@ -115,6 +115,12 @@ impl<F: Family + lb_common::pipeline::ip::Ip> Store<F> for Loaded {
                 .insert(names::maps::SERVICES[F::INDEX], key, service),
         );
     }
+    fn remove_service(&mut self, key: ServiceKey<F>) {
+        must(
+            self.programs
+                .remove::<_, Service>(names::maps::SERVICES[F::INDEX], key),
+        );
+    }
     fn put_backend(&mut self, id: u32, backend: Backend<F>) {
         must(
             self.programs

@@ -367,6 +367,9 @@ impl<F: Halves> Store<F> for Native {
     fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
         F::half_mut(self).services.insert(key, service);
     }
+    fn remove_service(&mut self, key: ServiceKey<F>) {
+        F::half_mut(self).services.remove(&key);
+    }
     fn put_backend(&mut self, id: u32, backend: Backend<F>) {
         F::half_mut(self).backends.insert(id, backend);
     }

@@ -235,6 +235,12 @@ impl Programs {
         written.with_context(|| format!("cannot write to map `{name}`"))
     }
 
+    /// Removes an element of a hash map.
+    pub fn remove<K: Layout, V: Layout>(&mut self, name: &str, key: K) -> Result<()> {
+        let removed = self.hash::<K, V>(name)?.remove(&Element(key));
+        removed.with_context(|| format!("cannot remove from map `{name}`"))
+    }
+
     /// An element of a hash map.
     pub fn lookup<K: Layout, V: Layout>(&mut self, name: &str, key: K) -> Result<Option<V>> {
         match self.hash::<K, V>(name)?.get(&Element(key), 0) {

@@ -85,7 +85,8 @@ fn a_client_keeps_its_backend_over_ports_and_frontends() -> Result<()> {
     Ok(())
 }
 
-/// Semantics 13.5: endpoints come, clients stay.
+/// Semantics 13.5: endpoints come, clients stay. Semantics 9.8, 13.9: strangers are told apart though the same node's
+/// address stands in for all of them.
 #[test]
 fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -116,7 +117,7 @@ fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
                 }
             }
         }
-        // 13.4, 28.20: the backend goes, its clients are served by others at once.
+        // semantics 13.4, 28.20: the backend goes, its clients are served by others at once.
         scene.replace(&objects(Some(10_800), &backends(world)[1..]))?;
         for ip in Ip::BOTH {
             for from in clients {

@@ -53,7 +53,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects
 }
 
-/// Semantics 8.2, 9.4: a pod's own address is seen, the reply comes from the ClusterIP.
+/// Semantics 8.1, 8.2, 9.4: a pod's own address is seen, the reply comes from the ClusterIP.
 fn a_pod_reaches_local_and_remote_backends_with_its_own_address(
     scene: &Scene,
     what: &str,
@@ -117,7 +117,7 @@ fn a_pod_reaches_local_and_remote_backends_with_its_own_address(
     Ok(())
 }
 
-/// Semantics 8.2, 8.9: an outside client's address is kept for a local backend; for a remote one the
+/// Semantics 8.1, 8.2, 8.9: an outside client's address is kept for a local backend; for a remote one the
 /// node's stands in, so that the reply comes back this way.
 fn an_outside_client_reaches_cluster_ips_by_a_route_to_a_node(
     scene: &Scene,

@@ -1,4 +1,5 @@
-//! The same Services, the same dials: our agent beside the real kube-proxy (semantics 6 to 12).
+//! The same Services, the same dials: our agent beside the real kube-proxy (semantics 6 to 12). What a row compares is who
+//! answers, the source it sees, or how the dial fails.
 //!
 //! `LB_WRITE_DIFFERENCES=1` writes what was found into docs/differences.md; without it the page has to be up to date.
 
@@ -28,6 +29,7 @@ const PAIRS: [(Kind, Kind); 3] = [
     (Kind::Ours, Kind::Nftables),
 ];
 
+/// Semantics 5.16, 6.4, 6.6, 8.2, 8.8, 9.2 a, c, d, 10.1–10.4, 12.6, 28.2–28.5.
 #[test]
 fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
     require!(Root, Bpf, Cgroup2, Nft, ControlPlane);

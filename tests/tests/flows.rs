@@ -73,7 +73,7 @@ fn near_and_far(world: &World) -> [&Place; 2] {
     [world.a().pod(1), world.b().pod(0)]
 }
 
-/// Semantics 18.1, 28.15, 28.16: the translation of TCP stays, whatever becomes of the endpoint, the last
+/// Semantics 10.5, 18.1, 18.2, 28.15, 28.16: the translation of TCP stays, whatever becomes of the endpoint, the last
 /// one included.
 fn tcp_connections_outlive_their_endpoint(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
@@ -154,7 +154,7 @@ fn udp_flows_move_when_their_endpoint_is_gone_but_stay_while_it_serves(
                 );
                 Ok(())
             })?;
-            // 10.9, 17.2: and served again.
+            // semantics 10.9, 17.2: and served again.
             scene.replace(&ready(&[a3]))?;
             wait::until("the flow is served again", SOON, || {
                 let answer = socket.ask(PATIENCE)?;

@@ -57,7 +57,7 @@ fn frontends(world: &World, number: u8, ip: Ip) -> [(IpAddr, u16); 4] {
     ]
 }
 
-/// `getpeername` and the source of datagrams are what was dialled, by connected and unconnected sockets.
+/// Semantics 8.1. `getpeername` and the source of datagrams are what was dialled, by connected and unconnected sockets.
 #[test]
 fn a_host_process_reaches_every_frontend() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

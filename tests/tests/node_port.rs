@@ -129,7 +129,7 @@ fn a_pod_reaches_the_external_frontends_of_its_node(scene: &Scene, what: &str) -
     Ok(())
 }
 
-/// Semantics 8.7: another node's NodePort is that node's business, and there the pod is a client from
+/// Semantics 8.7, 8.8: another node's NodePort is that node's business, and there the pod is a client from
 /// outside.
 fn a_pod_reaches_the_node_ports_of_another_node(scene: &Scene, what: &str) -> Result<()> {
     let [a, b] = [scene.world.a(), scene.world.b()];
@@ -144,7 +144,7 @@ fn a_pod_reaches_the_node_ports_of_another_node(scene: &Scene, what: &str) -> Re
     Ok(())
 }
 
-/// Semantics 9.2 to the letter: policy Cluster hides every client.
+/// Semantics 9.2 c, to the letter: policy Cluster hides every client.
 #[test]
 fn masquerade_kube_proxy_hides_clients_of_external_frontends() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -165,7 +165,7 @@ fn masquerade_kube_proxy_hides_clients_of_external_frontends() -> Result<()> {
                         expect(&what, from, proto, frontend, &[b.pod(0)], Seen::As(&a.host))?;
                     }
                 }
-                // 9.4: pods keep their address through a ClusterIP.
+                // semantics 9.4: pods keep their address through a ClusterIP.
                 let cluster = (lb_tests::scene::cluster_ip(ip, REMOTE.number), PORT);
                 expect(&what, a.pod(0), proto, cluster, &[b.pod(0)], Seen::Client)?;
             }
@@ -240,7 +240,8 @@ fn undefined_ports_of_external_addresses_are_left_to_the_host(
     Ok(())
 }
 
-/// Semantics 12.3: a source outside the ranges is dropped, and only at the load-balancer address (12.2).
+/// Semantics 12.1, 12.2, 12.3, 28.8, 28.9: a source outside the ranges is dropped, and only at the load-balancer address.
+/// Semantics 9.8: the client is looked at, not the node that stands in for it.
 #[test]
 fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -309,7 +310,7 @@ fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()
                         Seen::Anyone,
                     )?;
                 }
-                // 4.5: ranges of the other family alone leave this one open.
+                // semantics 4.5: ranges of the other family alone leave this one open.
                 let half = (external_ip(ip, 33), PORT);
                 match ip {
                     Ip::V4 => drop(expect(

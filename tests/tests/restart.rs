@@ -137,6 +137,7 @@ fn connections_survive(variant: &Variant, signal: Signal) -> Result<()> {
     Ok(())
 }
 
+/// Semantics 18.2, 25.3, 25.4.
 #[test]
 fn connections_survive_sigterm_and_a_new_start() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -144,6 +145,7 @@ fn connections_survive_sigterm_and_a_new_start() -> Result<()> {
     connections_survive(&Variant::native_bridge(), Signal::SIGTERM)
 }
 
+/// Semantics 18.2, 25.4.
 #[test]
 fn connections_survive_sigkill_and_a_new_start() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -261,7 +263,7 @@ fn changes_made_while_the_agent_was_away_are_applied() -> Result<()> {
     Ok(())
 }
 
-/// `cleanup` takes everything away: programs, pins, and with them every translation.
+/// `cleanup` takes everything away: programs, pins, and with them every translation (semantics 25.5).
 #[test]
 fn cleanup_removes_everything() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

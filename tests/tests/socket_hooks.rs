@@ -557,24 +557,24 @@ fn what_nobody_serves_is_refused_and_what_is_not_allowed_is_denied() -> Result<(
         let mut fixture = Fixture::new("hooks-refuse", has_set_retval)?;
         for (id, ip) in [1, 11].into_iter().zip(FAMILIES) {
             let vip = |number| SocketAddr::from((cluster_ip(ip, number), 80));
-            // 10.1: no endpoint anywhere.
+            // semantics 10.1: no endpoint anywhere.
             let mut empty = fixture.hooks.pair(ip, id, vip(1))?;
             empty.cluster = SelectionList::default();
             empty.local = SelectionList::default();
             empty.flags = 0;
             fixture.hooks.frontend(vip(1), empty)?;
-            // 10.2: policy Local, the endpoints are elsewhere.
+            // semantics 10.2: policy Local, the endpoints are elsewhere.
             let mut local = fixture.hooks.pair(ip, id + 1, vip(2))?;
             local.local = SelectionList::default();
             local.flags |= ServiceFlags::INTERNAL_LOCAL;
             fixture.hooks.frontend(vip(2), local)?;
-            // 12.3: the node is in no range.
+            // semantics 12.3: the node is in no range.
             let mut ranges = fixture.hooks.pair(ip, id + 2, vip(3))?;
             ranges.kind = FrontendKind::LoadBalancer as u8;
             ranges.flags |= ServiceFlags::SOURCE_RANGES;
             fixture.hooks.frontend(vip(3), ranges)?;
             fixture.hooks.allow(id + 2, backend_addr(ip, 1))?;
-            // 11.1: a port that the Service does not define.
+            // semantics 11.1: a port that the Service does not define.
             fixture.hooks.address_only(cluster_ip(ip, 2))?;
             let undefined = (cluster_ip(ip, 2), 4000).into();
 

@@ -154,7 +154,7 @@ fn external_local_is_short_circuited_for_pods_and_processes_of_the_node(
                     )?;
                 }
             }
-            // 28.4, 8.8: a pod is an outside client of another node: served where a backend is, not
+            // semantics 28.4, 8.8: a pod is an outside client of another node: served where a backend is, not
             // served where none is.
             let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
             expect(
