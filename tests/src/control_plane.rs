@@ -471,6 +471,15 @@ impl Api {
         }
     }
 
+    /// Creates an object that is not there yet: cheaper for the server than [`Api::apply`].
+    pub fn create(&self, object: &Value) -> Result<Value> {
+        let path = path(object)?;
+        let (collection, _name) = path
+            .rsplit_once('/')
+            .with_context(|| format!("not the path of an object: {path}"))?;
+        self.request(Method::POST, collection, object)
+    }
+
     /// Applies all of them.
     pub fn apply_all(&self, objects: &[Value]) -> Result<()> {
         for object in objects {
@@ -633,6 +642,16 @@ pub struct KubeProxy {
 impl KubeProxy {
     /// Starts it in a node that is linked to the control plane.
     pub fn start(plane: &ControlPlane, host: &Place, mode: Mode) -> Result<KubeProxy> {
+        KubeProxy::start_with_period(plane, host, mode, "50ms")
+    }
+
+    /// The same with another `minSyncPeriod`; kube-proxy's default is `1s`.
+    pub fn start_with_period(
+        plane: &ControlPlane,
+        host: &Place,
+        mode: Mode,
+        period: &str,
+    ) -> Result<KubeProxy> {
         let dir = TempDir::new("kube-proxy")?;
         let config = json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
@@ -646,13 +665,14 @@ impl KubeProxy {
             "metricsBindAddress": "127.0.0.1:10249",
             // Limits of the machine, which a namespace cannot set.
             "conntrack": { "maxPerCore": 0, "min": 0 },
-            "iptables": { "minSyncPeriod": "50ms", "localhostNodePorts": false },
-            "nftables": { "minSyncPeriod": "50ms" },
+            "iptables": { "minSyncPeriod": period, "localhostNodePorts": false },
+            "nftables": { "minSyncPeriod": period },
         });
         let path = dir.path().join("config.json");
         fs::write(&path, config.to_string())?;
         let mut command = host.ns.command(program("kube-proxy")?);
-        command.arg("--config").arg(path);
+        // Its log tells local times.
+        command.arg("--config").arg(path).env("TZ", "UTC");
         let process = Process::start("kube-proxy", command, dir.path())?;
         Ok(KubeProxy { process, _dir: dir })
     }
@@ -660,6 +680,21 @@ impl KubeProxy {
     /// What it logged last.
     pub fn log(&self) -> String {
         self.process.last_lines()
+    }
+
+    /// Everything it has logged.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(&self.process.log).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    /// An error once it has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.process.check()
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod connect;
+pub mod control_plane;
 pub mod goals;
 pub mod packets;
 pub mod report;

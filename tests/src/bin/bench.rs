@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     agent::target_dir,
-    bench::{Effort, Report, agent, connect, goals, packets, progress, report},
+    bench::{Effort, Report, agent, connect, control_plane, goals, packets, progress, report},
 };
 
 const HELP: &str = "\
@@ -15,6 +15,9 @@ prints a table and the goals, and writes JSON; needs root
 usage: cargo xtask bench [OPTIONS]
 
   --quick        fewer packets, flows and Services: a minute instead of several
+  --control-plane  instead: the agent beside kube-proxy (nftables) at a real API server with
+                 10,000 Services; about ten minutes
+  --services N   with --control-plane: so many Services
   --json FILE    where the JSON goes [default: target/bench.json]
   --only GROUP   one group of rows: packets, connect, agent
   --help         this text
@@ -24,24 +27,51 @@ const GROUPS: [&str; 3] = ["packets", "connect", "agent"];
 
 struct Options {
     effort: Effort,
+    is_quick: bool,
     file: PathBuf,
     only: Option<String>,
+    control_plane: bool,
+    services: Option<usize>,
+}
+
+impl Options {
+    fn scale(&self) -> control_plane::Scale {
+        let mut scale = match self.is_quick {
+            true => control_plane::Scale::QUICK,
+            false => control_plane::Scale::WHOLE,
+        };
+        scale.services = self.services.unwrap_or(scale.services);
+        scale
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the table is the output")]
 fn main() -> Result<()> {
     let mut options = Options {
         effort: Effort::WHOLE,
+        is_quick: false,
         file: target_dir().join("bench.json"),
         only: None,
+        control_plane: false,
+        services: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = |name: &str| args.next().with_context(|| format!("{name} wants a value"));
         match arg.as_str() {
-            "--quick" => options.effort = Effort::QUICK,
+            "--quick" => {
+                options.effort = Effort::QUICK;
+                options.is_quick = true;
+            }
             "--json" => options.file = value("--json FILE")?.into(),
             "--only" => options.only = Some(value("--only GROUP")?),
+            "--control-plane" => options.control_plane = true,
+            "--services" => {
+                let value = value("--services N")?;
+                let number = value.parse();
+                options.services =
+                    Some(number.with_context(|| format!("--services {value} is no number"))?);
+            }
             "--help" | "-h" => {
                 print!("{HELP}");
                 return Ok(());
@@ -60,14 +90,25 @@ fn main() -> Result<()> {
             GROUPS.join(", ")
         );
     }
+    ensure!(
+        options.control_plane || options.services.is_none(),
+        "--services goes with --control-plane"
+    );
+    ensure!(
+        !options.control_plane || options.only.is_none(),
+        "--only does not go with --control-plane"
+    );
     measure(&options)
 }
 
-#[expect(clippy::print_stdout, reason = "the table is the output")]
 fn measure(options: &Options) -> Result<()> {
     use_release_agent()?;
-    let wanted = |group: &str| options.only.as_deref().is_none_or(|only| only == group);
     let mut report = Report::default();
+    if options.control_plane {
+        control_plane::measure(&mut report, &options.scale())?;
+        return show(&report, options);
+    }
+    let wanted = |group: &str| options.only.as_deref().is_none_or(|only| only == group);
     if wanted("packets") {
         packets::measure(&mut report, &options.effort)?;
     }
@@ -78,6 +119,11 @@ fn measure(options: &Options) -> Result<()> {
         agent::measure(&mut report, &options.effort)?;
     }
     goals::note(&mut report);
+    show(&report, options)
+}
+
+#[expect(clippy::print_stdout, reason = "the table is the output")]
+fn show(report: &Report, options: &Options) -> Result<()> {
     progress("done");
     println!("{}\n\n{}", report::machine(), report.table());
     report.write(&options.file)?;
