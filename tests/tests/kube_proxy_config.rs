@@ -1,19 +1,26 @@
-//! An agent that starts from kube-proxy's configuration file.
+//! An agent that starts from kube-proxy's configuration file, and its flags that do one thing and end.
 
-use std::fs;
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
-use lb_tests::echo::{Failure, Proto};
+use lb_tests::echo::{Dial, Failure, Proto, Stream};
 use lb_tests::{
-    agent::TempDir,
+    agent::{TempDir, binary},
     manifest::{Endpoint, Service, Slice},
     require,
     scene::{
-        Scene, Seen, TARGET, Variant, cluster_ips, expect, expect_failure, external_ip,
-        external_ips,
+        SILENCE, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_failure,
+        external_ip, external_ips,
     },
-    topology::Ip,
+    topology::{Ip, World},
+    wait,
 };
+use serde_json::Value;
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -69,5 +76,174 @@ fn fields_of_the_file_take_effect() -> Result<()> {
     for text in ["unknown and ignored: unknown", "proxy-mode"] {
         ensure!(log.contains(text), "{text} in {log}");
     }
+    Ok(())
+}
+
+/// The agent looks at its file every ten seconds.
+const LOOK: Duration = Duration::from_secs(30);
+const HEAD: &str =
+    "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nmode: nftables\n";
+
+fn web(world: &World) -> Vec<Value> {
+    let mut objects = vec![Service::new("web", &cluster_ips(1)).both(PORT).build()];
+    let endpoints = [Endpoint::ready(world.a().pod(1))];
+    objects.extend(Slice::both("web", PORT, TARGET, &endpoints));
+    objects
+}
+
+fn dials(world: &World) -> impl Iterator<Item = Dial<'_>> {
+    let from = [world.a().pod(0), &world.a().host];
+    Ip::BOTH
+        .into_iter()
+        .flat_map(move |ip| from.map(|from| Dial::tcp(from, (cluster_ip(ip, 1), PORT).into())))
+}
+
+/// Semantics 24.1, 25.3: a changed file ends the agent, so that it is started with it; one that cannot be used does
+/// not. Without the agent traffic goes on.
+#[test]
+fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let dir = TempDir::new("config")?;
+    let path = dir.path().join("config.conf");
+    fs::write(&path, HEAD)?;
+    let variant = Variant::plain().flag(&format!("--config={}", path.display()));
+    let mut scene = Scene::start(&variant, web)?;
+    fs::write(&path, HEAD.replace("v1alpha1", "v9"))?;
+    wait::until("the file is refused", LOOK, || {
+        let log = scene.a.log();
+        ensure!(log.contains("is not used") && log.contains("v9"), "{log}");
+        Ok(())
+    })?;
+    ensure!(scene.a.exited()?.is_none(), "{}", scene.a.log());
+    let mut stream = Stream::open(dials(&scene.world).next().expect("one dial"))?;
+    stream.ask(SILENCE)?;
+    // As kubelet does it with a ConfigMap: another file behind the same name.
+    let next = dir.path().join("next");
+    fs::write(&next, format!("{HEAD}oomScoreAdj: 0\n"))?;
+    fs::rename(&next, &path)?;
+    let status = wait::until("the agent ends", LOOK, || {
+        scene.a.exited()?.ok_or_else(|| anyhow::anyhow!("it runs"))
+    })?;
+    ensure!(!status.success(), "{status}");
+    let log = scene.a.log();
+    ensure!(log.contains("has changed: start the agent again"), "{log}");
+    stream.ask(SILENCE)?;
+    for dial in dials(&scene.world) {
+        dial.ask()?;
+    }
+    Ok(())
+}
+
+/// Semantics 24.11, 25.5: `run --cleanup` does what `cleanup` does, as often as one likes, once its flags are right.
+#[test]
+fn cleanup_as_a_flag_takes_everything_away() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let mut scene = Scene::start(&Variant::plain(), web)?;
+    for dial in dials(&scene.world) {
+        dial.ask()?;
+    }
+    scene.a.terminate()?;
+    let manifests = scene.manifests.path().display().to_string();
+    let run = |flags: &[&str]| {
+        let args = ["run", "--manifests", &manifests, "--cleanup"];
+        scene.a.command(&[&args, flags].concat())
+    };
+    let refused = run(&["--snat-ports=9-8"])?;
+    ensure!(!refused.status.success(), "{refused:?}");
+    for dial in dials(&scene.world) {
+        dial.ask()?;
+    }
+    for _ in 0..2 {
+        let done = run(&[])?;
+        ensure!(done.status.success(), "{done:?}");
+    }
+    for dial in dials(&scene.world) {
+        let outcome = dial.timeout(SILENCE).ask();
+        ensure!(outcome.is_err(), "{dial}: {outcome:?}");
+    }
+    Ok(())
+}
+
+/// Runs the agent with `proc` in the place of `/proc/sys`.
+fn run(proc: &Path, flags: &[&str]) -> Result<Output> {
+    let mut agent = Command::new(binary()?);
+    agent.args(["run", "--manifests", "/"]).args(flags);
+    Ok(agent.env("LB_PROC_SYS", proc).output()?)
+}
+
+/// Semantics 24.9, 25.6: `--init-only` sets what needs a writable `/proc/sys` and ends; what cannot be set is an error.
+#[test]
+fn init_only_sets_the_kernel_and_ends() -> Result<()> {
+    let proc = TempDir::new("proc")?;
+    let file = |name: &str| proc.path().join("net").join(name);
+    fs::create_dir_all(file("netfilter"))?;
+    fs::create_dir_all(file("ipv4"))?;
+    fs::write(file("ipv4/ip_local_reserved_ports"), "80\n")?;
+    let kernel = [
+        ("netfilter/nf_conntrack_max", "65536\n", ""),
+        ("netfilter/nf_conntrack_buckets", "16384\n", ""),
+        (
+            "netfilter/nf_conntrack_tcp_timeout_established",
+            "432000\n",
+            "86400",
+        ),
+        (
+            "netfilter/nf_conntrack_tcp_timeout_close_wait",
+            "60\n",
+            "3600",
+        ),
+    ];
+    for (name, value, _) in kernel {
+        fs::write(file(name), value)?;
+    }
+    let config = proc.path().join("config.conf");
+    fs::write(&config, format!("{HEAD}conntrack: {{min: 1048576}}\n"))?;
+    let flags = [&format!("--config={}", config.display()), "--init-only"];
+    let done = run(proc.path(), &flags)?;
+    ensure!(done.status.success(), "{done:?}");
+    let has = |name: &str| fs::read_to_string(file(name));
+    assert_eq!(has("netfilter/nf_conntrack_max")?, "1048576");
+    assert_eq!(has("netfilter/nf_conntrack_buckets")?, "262144");
+    for (name, _, wanted) in &kernel[2..] {
+        assert_eq!(has(name)?, *wanted, "{name}");
+    }
+    assert_eq!(has("ipv4/ip_local_reserved_ports")?, "80,20000-29999");
+    // A directory in its place can be opened, but neither read nor written.
+    fs::remove_file(file("netfilter/nf_conntrack_max"))?;
+    fs::create_dir(file("netfilter/nf_conntrack_max"))?;
+    let failed = run(proc.path(), &flags)?;
+    let said = String::from_utf8(failed.stderr)?;
+    ensure!(
+        !failed.status.success() && said.contains("nf_conntrack_max"),
+        "{said}"
+    );
+    Ok(())
+}
+
+/// Semantics 24.1: `--write-config-to` writes what flags and file come to.
+#[test]
+fn the_configuration_in_force_can_be_written() -> Result<()> {
+    let dir = TempDir::new("written")?;
+    let [given, written] = ["given", "written"].map(|name| dir.path().join(name));
+    fs::write(&given, format!("{HEAD}clusterCIDR: 10.244.0.0/16\n"))?;
+    let config = format!("--config={}", given.display());
+    let to = format!("--write-config-to={}", written.display());
+    let done = run(dir.path(), &[&config, &to, "--hostname-override=Node-A"])?;
+    ensure!(done.status.success(), "{done:?}");
+    let text = fs::read_to_string(&written)?;
+    for line in [
+        "kind: KubeProxyConfiguration\n",
+        "clusterCIDR: 10.244.0.0/16\n",
+        "hostnameOverride: Node-A\n",
+        "mode: nftables\n",
+        "tcpCloseWaitTimeout: 1h\n",
+    ] {
+        ensure!(text.contains(line), "{line} in {text}");
+    }
+    let again = dir.path().join("again");
+    let config = format!("--config={}", written.display());
+    let to = format!("--write-config-to={}", again.display());
+    ensure!(run(dir.path(), &[&config, &to])?.status.success());
+    assert_eq!(fs::read_to_string(again)?, text);
     Ok(())
 }

@@ -1,20 +1,27 @@
 //! What an operator sees: the commands on a running and on a stopped agent, health, metrics, the state file, events.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use lb_common::abi::{Config, ModeFlags};
 use lb_tests::{
     agent::{Agent, AgentOptions},
+    control_plane::{self, ControlPlane, Role},
     echo::{Dial, Proto, Stream},
     manifest::{Endpoint, ManifestDir, Service, Slice, list},
     require,
-    scene::{SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ips},
+    scene::{SILENCE, SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ips},
     topology::{Ip, World, WorldOptions},
     wait,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use socket2::{Domain, Type};
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -758,6 +765,191 @@ fn hooks_that_somebody_detaches_come_back() -> Result<()> {
             })?;
         }
         scene.a.wait_log("attached again")?;
+    }
+    Ok(())
+}
+
+/// The answer of an address on a node's loopback, headers included.
+fn get(world: &World, port: u16, path: &str) -> Result<String> {
+    let ns = &world.a().host.ns;
+    let socket = ns.socket(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+    let mut stream = TcpStream::from(socket);
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Semantics 16.11: the metrics port tells of the process what kube-proxy's tells.
+#[test]
+fn the_metrics_port_shows_configuration_flags_and_status() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let variant = Variant::plain().flag("--feature-gates AllowServiceExternalIPs=false");
+    let scene = Scene::start(&variant, objects)?;
+    for (path, parts) in [
+        ("/healthz", &["200 OK", "ok"][..]),
+        ("/proxyMode", &["200 OK", "ebpf"]),
+        (
+            "/configz",
+            &[
+                "\"hostnameOverride\":\"node-a\"",
+                "\"kubeproxy.config.k8s.io\"",
+            ],
+        ),
+        (
+            "/flagz",
+            &[
+                "\nhostname-override=node-a\n",
+                "\nsocket-lb=host\n",
+                "\nxdp=off\n",
+            ],
+        ),
+        ("/statusz", &["\nBinary version: ", "\nUp: 0 hr"]),
+        (
+            "/metrics/slis",
+            &["kubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n"],
+        ),
+        (
+            "/metrics",
+            &["kubernetes_feature_enabled{name=\"AllowServiceExternalIPs\",stage=\"\"} 0"],
+        ),
+        ("/debug/pprof/", &["404 Not Found"]),
+    ] {
+        let answer = get(&scene.world, 10249, path)?;
+        for part in parts {
+            ensure!(answer.contains(part), "{part} of {path} in {answer}");
+        }
+    }
+    Ok(())
+}
+
+/// An agent on node-a that follows a control plane, which has both Nodes and `objects`.
+fn with_control_plane(
+    objects: impl FnOnce(&World) -> Vec<Value>,
+    flag: &str,
+) -> Result<(Agent, World, ControlPlane)> {
+    let plane = ControlPlane::start()?;
+    let world = World::new(WorldOptions::default())?;
+    control_plane::join(&plane, &world)?;
+    plane.api().apply_all(&objects(&world))?;
+    let options = match flag {
+        "" => AgentOptions::default(),
+        flag => AgentOptions::default().flag(flag),
+    };
+    let agent = Agent::prepare_api(world.a(), &plane.kubeconfig(Role::Agent), options)?;
+    Ok((agent, world, plane))
+}
+
+/// Waits for an Event on the Node.
+fn wait_event(plane: &ControlPlane, reason: &str, kind: &str) -> Result<Value> {
+    wait::until(&format!("Event {reason}"), SOON, || {
+        let list = plane.api().get("/apis/events.k8s.io/v1/events")?;
+        let of = |event: &&Value| event["reason"] == reason && event["type"] == kind;
+        let event = list["items"].as_array().into_iter().flatten().find(of);
+        let event = event.with_context(|| format!("{list}"))?;
+        ensure!(event["regarding"]["kind"] == "Node", "{event}");
+        ensure!(event["regarding"]["name"] == "node-a", "{event}");
+        Ok(event.clone())
+    })
+}
+
+/// Semantics 16.5, 25.1, 25.2: a Node that changes its address or goes is taken over; without it load balancers are
+/// sent away, and what is served stays.
+#[test]
+fn a_node_object_that_changes_or_goes_is_taken_over() -> Result<()> {
+    require!(Root, Bpf, Cgroup2, ControlPlane);
+    let local = |world: &World| {
+        let service = Service::new("web", &cluster_ips(20))
+            .both(PORT)
+            .node_port(NODE_PORT);
+        let mut objects = vec![service.build()];
+        let endpoints = [Endpoint::ready(world.a().pod(1))];
+        objects.extend(Slice::both("web", PORT, TARGET, &endpoints));
+        objects
+    };
+    let (mut agent, world, plane) = with_control_plane(local, "")?;
+    let _servers = lb_tests::echo::Server::start_all(world.a().pod(1), TARGET)?;
+    agent.run()?;
+    agent.wait_ready()?;
+    let event = wait_event(&plane, "Starting", "Normal")?;
+    ensure!(event["action"] == "StartKubeProxy", "{event}");
+    let host = &world.a().host;
+    let moved: Ipv4Addr = "192.0.2.211".parse()?;
+    host.ns.ip(&format!(
+        "addr add {moved}/24 dev {}",
+        lb_tests::topology::UPLINK
+    ))?;
+    let old = (host.addr(Ip::V4), NODE_PORT);
+    let node_port = |addr: std::net::IpAddr, answers: bool| {
+        wait::until(&format!("NodePort of {addr}: {answers}"), SOON, || {
+            let dial = Dial::tcp(&world.client, (addr, NODE_PORT).into());
+            let outcome = dial.timeout(SILENCE).ask();
+            ensure!(outcome.is_ok() == answers, "{outcome:?}");
+            Ok(())
+        })
+    };
+    node_port(old.0, true)?;
+    node_port(moved.into(), false)?;
+    let mut node = lb_tests::manifest::node(host, None);
+    node["status"]["addresses"][0]["address"] = json!(moved);
+    plane.api().apply(&node)?;
+    node_port(moved.into(), true)?;
+    node_port(old.0, false)?;
+
+    let health = |path: &str, wanted: u16| {
+        wait::until(&format!("{path}: {wanted}"), SOON, || {
+            let (status, body) = agent.health(path)?;
+            ensure!(status == wanted, "{status} {body}");
+            Ok(serde_json::from_str::<Value>(&body)?)
+        })
+    };
+    health("/healthz", 200)?;
+    plane.api().delete(&node)?;
+    let body = health("/healthz", 503)?;
+    ensure!(
+        body["nodeEligible"] == false && body["healthy"] == true,
+        "{body}"
+    );
+    health("/livez", 200)?;
+    for ip in Ip::BOTH {
+        for from in [world.a().pod(0), host] {
+            Dial::tcp(from, (cluster_ip(ip, 20), PORT).into()).ask()?;
+        }
+    }
+    plane.api().apply(&lb_tests::manifest::node(host, None))?;
+    health("/healthz", 200)?;
+    node_port(old.0, true)
+}
+
+/// Semantics 16.10: with `--bind-address-hard-fail` an address that is taken ends the agent, with an Event on the Node.
+#[test]
+fn an_address_that_cannot_be_bound_ends_the_agent_where_that_is_wanted() -> Result<()> {
+    require!(Root, Bpf, Cgroup2, ControlPlane);
+    for (port, reason) in [
+        (10256, "FailedToStartProxierHealthcheck"),
+        (10249, "FailedToStartMetricServer"),
+    ] {
+        let none = |_: &World| Vec::new();
+        let (mut agent, world, plane) = with_control_plane(none, "--bind-address-hard-fail")?;
+        let taken = world.a().host.ns.socket(Domain::IPV4, Type::STREAM, None)?;
+        taken.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+        taken.listen(1)?;
+        agent.run()?;
+        let status = wait::until("the agent ends", lb_tests::agent::PATIENCE, || {
+            agent.exited()?.context("it runs")
+        })?;
+        let log = agent.log();
+        ensure!(
+            !status.success() && log.contains(&format!("127.0.0.1:{port}")),
+            "{log}"
+        );
+        let event = wait_event(&plane, reason, "Warning")?;
+        ensure!(
+            event["note"].to_string().contains(&port.to_string()),
+            "{event}"
+        );
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ use crate::{
         manifests::ManifestSource,
         objects::ObjectEvent,
         source::{Batch, Source},
-        store::{Dirty, Store},
+        store::{Dirty, List, Store},
     },
     node::{
         self, Rules, Snapshot, Watch, cgroup2_mount, netns_cookie, reserved,
@@ -186,6 +186,8 @@ struct Agent {
     cookie: u64,
     /// Settings of a conntrack that is not loaded yet.
     conntrack: Vec<conntrack::Setting>,
+    /// The Node object exists; one that is gone is remembered for its zone and addresses (semantics 2.6).
+    is_node_there: bool,
     observer: Observer,
 }
 
@@ -265,6 +267,7 @@ impl Agent {
             hz: Hz::default(),
             cookie: cookie.unwrap_or(0),
             conntrack,
+            is_node_there: false,
             config,
             observer,
         };
@@ -325,6 +328,7 @@ impl Agent {
         }
         let begun = self.observer.arrived(events.iter());
         let dirty = self.objects.initial(events);
+        self.is_node_there = self.objects.node().is_some();
         if let Some(node) = self.objects.node() {
             for warning in self.config.check_node(node)? {
                 tracing::warn!("{warning}");
@@ -444,6 +448,10 @@ impl Agent {
 
     fn objects_changed(&mut self, batch: Batch) -> Result<()> {
         let begun = self.observer.arrived(batch.events());
+        if let Some(is_there) = tells_node(&batch) {
+            self.is_node_there = is_there;
+            self.observer.node_eligible(self.is_eligible());
+        }
         let mut dirty = Dirty::default();
         let extent = match batch.lists.is_empty() {
             true => Extent::Partial,
@@ -507,7 +515,8 @@ impl Agent {
     /// API server, a node without one is none of the cluster's.
     fn is_eligible(&self) -> bool {
         let by_api = matches!(self.config.source, ObjectSource::Api(_));
-        self.objects.node().map_or(!by_api, |node| !node.leaving)
+        let is_leaving = self.objects.node().is_some_and(|node| node.leaving);
+        !is_leaving && (self.is_node_there || !by_api)
     }
 
     /// This node as the decisions see it. Without a Node object its addresses are those of the default routes.
@@ -722,6 +731,18 @@ impl Agent {
     }
 }
 
+/// Whether the Node exists, as far as a batch tells.
+fn tells_node(batch: &Batch) -> Option<bool> {
+    let listed = batch.lists.iter().rfind(|relist| relist.list == List::Node);
+    let is_there = |event: &ObjectEvent| matches!(event, ObjectEvent::Node(Some(_)));
+    let listed = listed.map(|relist| relist.events.iter().any(is_there));
+    let changed = batch.changes.iter().rev().find_map(|event| match event {
+        ObjectEvent::Node(node) => Some(node.is_some()),
+        _ => None,
+    });
+    changed.or(listed)
+}
+
 /// `--bind-address` takes the place of the node's addresses of its family (semantics 12.5).
 fn with_bind_address(bind: Option<IpAddr>, known: Vec<IpAddr>) -> Vec<IpAddr> {
     let Some(bind) = bind else { return known };
@@ -828,7 +849,10 @@ impl Hz {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashSet, sync::Arc};
+
     use super::*;
+    use crate::kube::source::Relist;
 
     #[test]
     fn one_reading_of_the_clock_tells_its_rate() {
@@ -846,6 +870,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    // semantics 2.6, 16.5
+    #[test]
+    fn a_batch_tells_whether_the_node_exists() {
+        let node = |there: bool| ObjectEvent::Node(there.then(Arc::default));
+        let list = |events| Relist {
+            list: List::Node,
+            events,
+            keep: HashSet::default(),
+        };
+        let batch = |lists, changes| Batch {
+            lists,
+            changes,
+            ..Batch::default()
+        };
+        let told = |lists, changes| tells_node(&batch(lists, changes));
+        assert_eq!(told(vec![], vec![]), None);
+        assert_eq!(told(vec![list(vec![])], vec![]), Some(false));
+        assert_eq!(told(vec![list(vec![node(false)])], vec![]), Some(false));
+        assert_eq!(told(vec![list(vec![node(true)])], vec![]), Some(true));
+        assert_eq!(told(vec![], vec![node(true), node(false)]), Some(false));
+        assert_eq!(told(vec![list(vec![])], vec![node(true)]), Some(true));
     }
 
     // semantics 12.5, 24.3
