@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(other.check_node(&of_v6).unwrap().len(), 1);
     }
 
-    // semantics 24.12
+    // semantics 24.7, 24.12
     #[test]
     fn prefixes_of_one_family_in_a_dual_stack_cluster_are_a_warning() {
         let dual = node(&["192.0.2.1", "fd00::1"], &[]);
