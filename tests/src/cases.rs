@@ -1889,7 +1889,7 @@ fn only_new_flows_are_judged<F: Net, W: World + Store<F>>(world: &mut W) {
             &packet(TCP, to, from),
         );
     }
-    let other = at(client.ip(), 40_001);
+    let other = at(s.h.router, 40_001);
     s.dropped(
         At::External,
         &first(TCP, other, front),
@@ -1903,7 +1903,7 @@ fn only_new_flows_are_judged<F: Net, W: World + Store<F>>(world: &mut W) {
     );
 }
 
-/// Semantics 13.3, 28.21: what a client keeps counts where it is in the list in force, and is replaced where it is not.
+/// Semantics 13.3, 13.6, 28.21: what a client keeps counts where it is in the list in force, and is replaced where it is not.
 fn affinity_stays_within_the_list_in_force<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (vip, front) = (at(s.h.vip, 80), at(s.h.node, 30_080));
@@ -1939,5 +1939,13 @@ fn affinity_stays_within_the_list_in_force<F: Net, W: World + Store<F>>(world: &
     assert_eq!(connected(&mut s, vip), here.addr);
     // The local one is in the Cluster list, too, and kept for that.
     assert_eq!(connected(&mut s, front), here.addr);
+    s.counted(Counter::AffinityHit, 1);
+    // Semantics 13.6: a terminating one that was used for want of others leaves the list, and serves on.
+    let leaving = Endpoint {
+        state: BackendState::LOCAL | BackendState::IN_LOCAL,
+        ..here
+    };
+    s.put_backend(placed.ids[1], leaving, placed.service.id, 0);
+    assert_eq!(connected(&mut s, front), there.addr);
     s.counted(Counter::AffinityHit, 1);
 }

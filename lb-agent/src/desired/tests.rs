@@ -532,6 +532,7 @@ fn the_topology_mode_follows_the_hints_of_all_ready_endpoints() {
         (&["rs zone=a"], None, Mode::All),        // semantics 7.6, 28.29
         (&["s zone=a", "rs zone=b"], a, Mode::All), // semantics 7.7, 28.30
         (&["rs zone=b,a"], a, Mode::SameZone),    // semantics 7.9
+                                                  // semantics 7.13: nothing has to be switched on for hints that name nodes
     ] {
         assert_eq!(mode(endpoints, zone), wanted, "{endpoints:?} {zone:?}");
     }
@@ -643,6 +644,47 @@ fn only_what_differs_is_a_change() {
     assert_eq!(added.endpoints.len(), 1);
     assert_eq!(world.apply([remove("web")]).len(), 2);
     assert_eq!(world.desired.problems().count(), 0);
+}
+
+/// Semantics 8.12: an address whose `ipMode` becomes `Proxy` is no VIP any more; ClusterIP and NodePort stay.
+#[test]
+fn an_address_that_is_no_vip_any_more_is_given_up_and_taken_back() {
+    let mut world = World::new();
+    let mut web = service("web");
+    web.cluster_ips.truncate(1);
+    web.ports[0].node_port = 30080;
+    let proxied = web.clone();
+    web.load_balancer_ips = vec![ip("198.51.100.20")];
+    world.apply([set(web.clone())]);
+    for (now, served) in [(&proxied, None), (&web, Some("web")), (&proxied, None)] {
+        let changes = world.apply([set(now.clone())]);
+        assert_eq!(names(&changes), ["+default/web/TCP IPv4"]);
+        assert_eq!(world.server("198.51.100.20").as_deref(), served);
+        assert_eq!(world.server("10.96.0.10").as_deref(), Some("web"));
+        assert_eq!(world.server("192.0.2.11").as_deref(), Some("web"));
+    }
+}
+
+/// Semantics 5.15, 28.28: endpoints of slices made by hand may be anywhere; several slices and ports add up.
+#[test]
+fn endpoints_made_by_hand_are_used_wherever_they_are() {
+    use Protocol::Tcp;
+    let slices = [
+        slice("a", "web")
+            .ports(&[("http", 80, Tcp)])
+            .endpoint("203.0.113.7 rs")
+            .endpoint("192.0.2.11 rs")
+            .arc(),
+        slice("b", "web")
+            .ports(&[("http", 8080, Tcp), ("admin", 9000, Tcp)])
+            .endpoint("224.0.1.1 rs")
+            .arc(),
+    ];
+    assert_eq!(
+        found(&slices, "http", Tcp),
+        ["192.0.2.11:80", "203.0.113.7:80", "224.0.1.1:8080"]
+    );
+    assert_eq!(found(&slices, "admin", Tcp), ["224.0.1.1:9000"]);
 }
 
 #[test]

@@ -202,6 +202,15 @@ fn a_bad_object_is_one_error_with_file_document_object_and_field() {
             with("{clusterIP: 10.96.0.2, ports: [{port: 80}, {port: 81}]}"),
             format!("{bad}spec.ports[0].name: missing"),
         ),
+        // semantics 21.2
+        (
+            with("{clusterIP: 10.96.0.2, ports: [{name: a, port: 80}, {name: a, port: 81}]}"),
+            format!("{bad}spec.ports[1].name: `a` is the name of spec.ports[0], too"),
+        ),
+        (
+            with("{clusterIP: 10.96.0.2, ports: [{name: a, port: 80}, {name: b, port: 80, protocol: TCP}]}"),
+            format!("{bad}spec.ports[1].port: 80/TCP is in spec.ports[0], too"),
+        ),
         (
             with("{clusterIP: 10.96.0.2.5, ports: [{port: 80}]}"),
             format!("{bad}spec.clusterIP: `10.96.0.2.5` is no address"),
@@ -393,6 +402,67 @@ fn selectors_hide_objects_as_the_api_server_does() {
         .map(|slice| &*slice.key.name)
         .collect();
     assert_eq!(names, ["shown"]);
+}
+
+/// Semantics 2.8, 2.12, 3.5, 4.2, 4.6, 7.1: what a proxy does not read changes nothing.
+#[test]
+fn what_is_never_read_makes_no_difference() {
+    let plain = "
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.1
+  allocateLoadBalancerNodePorts: false
+  ports: [{port: 80}]
+";
+    let full = "
+apiVersion: v1
+kind: Service
+metadata:
+  name: a
+  annotations: {service.kubernetes.io/topology-mode: Auto, service.kubernetes.io/topology-aware-hints: auto}
+  managedFields: [{manager: kubectl, operation: Apply, apiVersion: v1, fieldsType: FieldsV1}]
+spec:
+  type: LoadBalancer
+  loadBalancerClass: example.org/class
+  clusterIP: 10.96.0.1
+  internalTrafficPolicy: Cluster
+  trafficDistribution: PreferSameNode
+  allocateLoadBalancerNodePorts: false
+  ports: [{port: 80, targetPort: 9999}]
+";
+    let read = |text: &str| {
+        World::new(&[("a.yaml", text)])
+            .service("a")
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(read(plain), read(full));
+    assert!(!read(plain).internal_local);
+    let slice = |hints: &str| {
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: a-1, labels: \
+             {{kubernetes.io/service-name: a}}}}\naddressType: IPv4\nports: [{{name: '', port: 8080}}]\n\
+             endpoints: [{{addresses: [10.244.1.2]{hints}}}]\n"
+        );
+        let world = World::new(&[("a.yaml", plain), ("s.yaml", &text)]);
+        world.store.slices_of(&Key::new("default", "a"))[0].clone()
+    };
+    let without = &slice("").endpoints[0];
+    assert!(without.placement.for_zones.is_empty() && without.placement.for_nodes.is_empty());
+    // Hints need neither the annotation nor the field.
+    let hinted = slice(", hints: {forZones: [{name: a}], forNodes: [{name: node-a}]}");
+    let placement = &hinted.endpoints[0].placement;
+    assert_eq!(
+        (&*placement.for_zones[0], &*placement.for_nodes[0]),
+        ("a", "node-a")
+    );
+    assert_eq!(
+        (without.addr, hinted.ports[0].port),
+        (hinted.endpoints[0].addr, 8080)
+    );
 }
 
 #[test]

@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn of_each_object_the_newest_state_is_kept() {
-        // semantics 22.2
+        // semantics 22.1, 22.2
         let mailbox = Mailbox::default();
         assert!(mailbox.take().is_none());
         for port in 1..1000 {
