@@ -75,7 +75,7 @@ pub enum XdpMode {
 pub enum Forwarding {
     /// Source translation where replies would otherwise miss this node.
     Snat,
-    /// Direct server return.
+    /// Direct server return; not in this version.
     Dsr,
 }
 
@@ -152,7 +152,7 @@ pub struct RunArgs {
     /// Interfaces with a pod behind them whatever they look like
     #[arg(long, value_name = "GLOB,…", value_delimiter = ',')]
     pub pod_interfaces: Vec<String>,
-    /// Pod addresses that arrive by external interfaces and count as the cluster's own
+    /// Addresses of pods as kube-proxy knows them. Families are checked; pods are known by their interface
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
     /// Addresses that accept NodePorts: prefixes, primary, localhost
@@ -180,7 +180,8 @@ pub struct RunArgs {
     /// Translate the source address of all Service traffic
     #[arg(long)]
     pub masquerade_all: bool,
-    /// How a pod's packet is known: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix [default: by its interface]
+    /// How kube-proxy knows a pod's packet: BridgeInterface and InterfaceNamePrefix name pod interfaces beside those that are
+    /// found by kind; ClusterCIDR and NodeCIDR have families checked
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
     /// Entries of each table of flows (two a connection)
@@ -609,6 +610,7 @@ mod tests {
         assert_eq!(config.socket_lb, SocketLb::Host);
     }
 
+    // semantics 24.3
     #[test]
     fn node_names_are_lower_cased() {
         assert_eq!(
@@ -724,7 +726,7 @@ mod tests {
 
     #[test]
     fn without_manifests_the_api_server_is_asked() {
-        // semantics 24
+        // semantics 24.2
         let parsed = |flags: &[&str]| {
             let line = ["lb-agent"].iter().chain(flags);
             Line::try_parse_from(line).map(|line| line.run.validate().unwrap().source)

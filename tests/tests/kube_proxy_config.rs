@@ -247,3 +247,22 @@ fn the_configuration_in_force_can_be_written() -> Result<()> {
     assert_eq!(fs::read_to_string(again)?, text);
     Ok(())
 }
+
+/// Semantics 24.9: an agent that runs sets the conntrack of its node, and what was not asked for stays.
+#[test]
+fn conntrack_of_the_node_is_set_as_asked() -> Result<()> {
+    require!(Root, Bpf, Cgroup2, Nft);
+    let mut variant = Variant::plain().flag("--conntrack-tcp-timeout-close-wait=1h");
+    variant.world = variant.world.with_conntrack();
+    let scene = Scene::start(&variant, web)?;
+    let setting = |node: &lb_tests::topology::Node, name: &str| {
+        let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+        node.host.ns.output("cat", &[&path])
+    };
+    let (node, client) = (scene.world.a(), &scene.world.client);
+    assert_eq!(setting(node, "tcp_timeout_close_wait")?.trim(), "3600");
+    let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
+    let untouched = client.ns.output("cat", &[path])?;
+    assert_eq!(setting(node, "tcp_timeout_established")?, untouched);
+    Ok(())
+}

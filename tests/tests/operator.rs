@@ -782,12 +782,17 @@ fn get(world: &World, port: u16, path: &str) -> Result<String> {
     Ok(text)
 }
 
-/// Semantics 16.11: the metrics port tells of the process what kube-proxy's tells.
+/// Semantics 16.11, 24.11: the metrics port tells of the process what kube-proxy's tells.
 #[test]
 fn the_metrics_port_shows_configuration_flags_and_status() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
-    let variant = Variant::plain().flag("--feature-gates AllowServiceExternalIPs=false");
+    let variant = Variant::plain()
+        .flag("--feature-gates AllowServiceExternalIPs=false")
+        .flag("--oom-score-adj=321");
     let scene = Scene::start(&variant, objects)?;
+    let pid = scene.a.pid().context("it runs")?;
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+    assert_eq!(score.trim(), "321");
     for (path, parts) in [
         ("/healthz", &["200 OK", "ok"][..]),
         ("/proxyMode", &["200 OK", "ebpf"]),
