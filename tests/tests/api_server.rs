@@ -93,7 +93,8 @@ fn pod(place: &Place) -> Value {
     json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": place.name, "namespace": "test" } })
 }
 
-/// Semantics 4.2, 5.9, 6.2, 6.5: Pods come, terminate and go, and the real controller tells of it.
+/// Semantics 2.11, 4.2, 5.9, 6.2, 6.5: Pods come, terminate and go, and the real controller tells of it; the agent has the
+/// role of deploy/.
 #[test]
 fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
     require!(Root, Bpf, Cgroup2, ControlPlane);

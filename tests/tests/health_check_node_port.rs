@@ -3,19 +3,21 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     agent::Agent,
+    echo::{Dial, Proto},
     manifest::{Endpoint, Service, Slice},
     require,
-    scene::{SOON, Scene, TARGET, Variant, cluster_ips, external_ips},
+    scene::{SOON, Scene, TARGET, Variant, cluster_ips, external_ip, external_ips},
     topology::{Ip, Node, Place, World},
     wait,
 };
 use serde_json::{Value, json};
+use socket2::{Domain, Type};
 
 const PORT: u16 = 80;
 const ASKED: u16 = 31_000;
@@ -172,5 +174,57 @@ fn a_draining_node_leaves_healthz_and_stays_in_the_service_check() -> Result<()>
     if status != 200 {
         bail!("/livez of a draining node: {status} {body}");
     }
+    expect(world, world.a(), ASKED, Some((200, 2)))
+}
+
+/// Semantics 15.9, 22.7: who hears that a node has endpoints is served by it from then on.
+#[test]
+fn an_answer_never_runs_ahead_of_the_data_path() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let scene = Scene::start(&Variant::plain(), |_| objects(&web(ASKED), &[]))?;
+    let world = &scene.world;
+    for round in 0..10 {
+        scene.replace(&objects(&web(ASKED), &near(world)))?;
+        for ip in Ip::BOTH {
+            let at = world.a().host.at(ip, ASKED);
+            let start = Instant::now();
+            // As fast as it goes: a look now and then would give the data path time.
+            while !matches!(ask(&world.client, at, "/")?, Some((200, ..))) {
+                ensure!(
+                    start.elapsed() < SOON,
+                    "{at} never says that it has endpoints"
+                );
+            }
+            for proto in Proto::BOTH {
+                let dial = Dial::new(&world.client, proto, (external_ip(ip, 1), PORT).into());
+                let served = dial.ask();
+                ensure!(served.is_ok(), "round {round}: {dial}: {served:?}");
+            }
+        }
+        scene.replace(&objects(&web(ASKED), &[]))?;
+        expect(world, world.a(), ASKED, Some((503, 0)))?;
+    }
+    Ok(())
+}
+
+/// Semantics 15.8, 22.7: a port that somebody else has takes nothing from the Service.
+#[test]
+fn a_service_is_served_though_its_port_cannot_be() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
+    let world = &scene.world;
+    let host = &world.a().host;
+    let taken = host.ns.socket(Domain::IPV4, Type::STREAM, None)?;
+    taken.bind(&host.at(Ip::V4, ASKED).into())?;
+    taken.listen(1)?;
+    scene.replace(&objects(&web(ASKED), &near(world)))?;
+    for ip in Ip::BOTH {
+        for proto in Proto::BOTH {
+            let dial = Dial::new(&world.client, proto, (external_ip(ip, 1), PORT).into());
+            scene.until("served", dial, Result::is_ok)?;
+        }
+    }
+    scene.a.wait_log("cannot answer health checks of Service test/web")?;
+    drop(taken);
     expect(world, world.a(), ASKED, Some((200, 2)))
 }

@@ -47,7 +47,7 @@ fn dials(world: &World, ip: Ip, number: u8) -> [Dial<'_>; 3] {
     ]
 }
 
-/// Semantics 8.14: a connected UDP socket hears that nobody listens at the backend.
+/// Semantics 8.14, 20.7: a connected UDP socket hears that nobody listens at the backend.
 fn a_port_unreachable_of_the_backend_reaches_the_client(scene: &Scene, what: &str) -> Result<()> {
     for ip in Ip::BOTH {
         for number in [3, 4] {
@@ -72,7 +72,7 @@ fn a_port_unreachable_of_the_backend_reaches_the_client(scene: &Scene, what: &st
     Ok(())
 }
 
-/// Semantics 8.14, 28.42: a narrow link behind the translation, towards the backend.
+/// Semantics 8.14, 20.7, 28.42: a narrow link behind the translation, towards the backend.
 fn path_mtu_towards_the_backend_is_discovered(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
     // Only the sending end is narrow, so that nobody learns it from the handshake.

@@ -92,6 +92,7 @@ fn agent_has_named_capabilities_and_nothing_to_write_to() {
     }
 }
 
+/// Semantics 2.11.
 #[test]
 fn role_allows_what_the_agent_reads_and_events() {
     let base = base();

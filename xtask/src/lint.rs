@@ -1,11 +1,11 @@
-//! The checks besides tests: format, lints of both worlds, documentation, dependencies.
+//! The checks besides tests: format, lints of both worlds, documentation, lines without a test, dependencies.
 
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use crate::setup::Tools;
-use crate::{build_ebpf, command};
+use crate::{build_ebpf, command, semantics};
 
 /// One check: what it is called and how it runs.
 struct Check {
@@ -13,7 +13,7 @@ struct Check {
     run: fn(&Tools) -> Result<()>,
 }
 
-const CHECKS: [Check; 5] = [
+const CHECKS: [Check; 6] = [
     Check {
         name: "format",
         run: |_| command::run(command::cargo().args(["fmt", "--all", "--check"])),
@@ -29,6 +29,10 @@ const CHECKS: [Check; 5] = [
     Check {
         name: "documentation",
         run: |_| documentation(),
+    },
+    Check {
+        name: "semantics",
+        run: |_| semantics::semantics(true),
     },
     Check {
         name: "dependencies",

@@ -48,7 +48,7 @@ Usage: cargo xtask TASK [OPTIONS]
                                     --only-e2e  without our own traffic
                                     --may-skip  where no container engine or cluster starts say so and succeed
                               down  --all  the Docker daemon that `up` started, too
-  lint                        format, clippy for both targets, documentation, dependencies
+  lint                        format, clippy for both targets, documentation, `semantics --check`, dependencies
   semantics [--check]         docs/semantics.md: the tests of every line of tests/semantics.tsv
                               --check  write nothing; fail where it is not up to date or a line has no test
   setup                       only install what is missing

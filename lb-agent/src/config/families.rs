@@ -197,7 +197,7 @@ mod tests {
         assert!(said[0].contains("no IPv4 prefix"), "{said:?}");
     }
 
-    // semantics 24.3, 24.12
+    // semantics 20.3, 24.3, 24.12
     #[test]
     fn a_bind_address_is_the_primary_family_and_one_that_cannot_be_is_a_warning() {
         let v6 = ["--bind-address", "fd00::1"];

@@ -441,6 +441,7 @@ mod tests {
         FlowGc::default().tick(store, now(stamp), 1_000).unwrap()
     }
 
+    // semantics 17.9, 18.4
     #[test]
     fn each_state_has_its_timeout() {
         let t = Timeouts::default();

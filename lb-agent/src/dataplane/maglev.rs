@@ -279,6 +279,7 @@ mod tests {
     ];
 
     proptest! {
+        // semantics 6.10
         #[test]
         fn shares_differ_by_one_row_at_most(n in 2u32..300, external: bool) {
             let rows = rows_for(n as usize, external);

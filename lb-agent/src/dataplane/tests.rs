@@ -112,6 +112,7 @@ fn position(ops: &[Op], what: impl Fn(&Op) -> bool) -> usize {
     ops.iter().position(what).expect("operation is recorded")
 }
 
+/// Semantics 22.5.
 #[test]
 fn new_service_port_is_published_after_its_backends_and_table() {
     let mut dataplane = start(FakeStore::small());
@@ -151,6 +152,7 @@ fn new_service_port_is_published_after_its_backends_and_table() {
     );
 }
 
+/// Semantics 22.4: only what changed is written.
 #[test]
 fn unchanged_service_port_writes_nothing() {
     let mut dataplane = start(FakeStore::small());
@@ -292,6 +294,7 @@ fn removed_service_port_leaves_nothing() {
     );
 }
 
+/// Semantics 10.4.
 #[test]
 fn policies_are_flags_of_the_frontends_they_govern() {
     let mut dataplane = start(FakeStore::small());
@@ -346,12 +349,13 @@ fn affinity_switched_on_starts_fresh() {
         position(&ops, |op| *op == Op::VoidAffinity)
             < position(&ops, |op| matches!(op, Op::WriteService(..)))
     );
-    // Another timeout forgets nobody (13.8).
+    // Another timeout forgets nobody (semantics 13.8).
     a.affinity_secs = 120;
     dataplane.apply(&[set(&a)]);
     assert!(!dataplane.store().take_ops().contains(&Op::VoidAffinity));
 }
 
+/// Semantics 5.16, 9.5: what ends on this host needs no other source.
 #[test]
 fn endpoint_on_a_local_address_is_of_the_host() {
     let mut dataplane = start(FakeStore::small());
@@ -426,6 +430,7 @@ fn full_services_map_names_the_frontend_and_keeps_the_others() {
     assert!(entry(&dataplane, "10.96.0.3", 80).is_some());
 }
 
+/// Semantics 22.3.
 #[test]
 fn failed_publication_keeps_the_old_entry_until_the_retry() {
     let mut dataplane = start(FakeStore::small());
@@ -548,6 +553,7 @@ fn restart_follows_frontends_that_were_swapped() {
     );
 }
 
+/// Semantics 22.4, 22.6: what a full pass finds otherwise than wanted is written again.
 #[test]
 fn audit_repairs_and_counts_what_somebody_changed() {
     let mut dataplane = start(FakeStore::small());

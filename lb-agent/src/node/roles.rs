@@ -301,6 +301,7 @@ mod tests {
         assert!(roles(XdpMode::Off).iter().all(|(_, _, xdp)| !xdp));
     }
 
+    // semantics 9.5, 20.7
     #[test]
     fn sources_are_preferred_global_addresses() {
         let all = interfaces(&node(), &rules(XdpMode::Auto));
