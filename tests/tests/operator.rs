@@ -381,7 +381,7 @@ fn without_the_state_file_commands_show_ids() -> Result<()> {
     Ok(())
 }
 
-/// Semantics 16.12, 23: the agent answers before it is ready, and the rows that dashboards ask for are there.
+/// Semantics 16.4, 16.12, 23: the agent answers before it is ready, and the rows that dashboards ask for are there.
 #[test]
 fn health_and_metrics_answer_from_the_start() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -390,13 +390,20 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
     let manifests = ManifestDir::with(&objects(&world))?;
     let mut agent = Agent::prepare(world.a(), &manifests, AgentOptions::default())?;
     agent.run()?;
-    let mut was_unready = false;
+    let (mut was_unready, mut was_kept_away) = (false, false);
     wait::until("ready", lb_tests::agent::PATIENCE, || {
+        let (status, body) = agent.health("/livez")?;
+        assert_eq!(status, 200, "/livez: {body}");
+        was_kept_away |= agent.health("/healthz")?.0 == 503;
         let (status, body) = agent.health("/readyz")?;
         was_unready |= status == 503;
         ensure!(status == 200, "{status} {body}");
         Ok(())
     })?;
+    ensure!(
+        was_kept_away,
+        "/healthz never said 503 before the first state"
+    );
     ensure!(was_unready, "/readyz never said 503 before the first state");
     for path in ["/healthz", "/livez"] {
         let (status, body) = agent.health(path)?;

@@ -279,6 +279,9 @@ impl Agent {
         let mut gc = ticks(GC_INTERVAL);
         let mut patience = pin!(sleep(PATIENCE));
         let mut is_waiting = false;
+        if self.dataplane.usage().service_ports != 0 {
+            self.observer.serving();
+        }
         let events = loop {
             tokio::select! {
                 biased;

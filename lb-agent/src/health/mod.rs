@@ -56,6 +56,7 @@ struct Sync {
 pub struct Shared {
     syncs: Mutex<[Sync; 2]>,
     ready: AtomicBool,
+    serving: AtomicBool,
     ineligible: AtomicBool,
     healthz: [AtomicU64; 2],
     livez: [AtomicU64; 2],
@@ -90,8 +91,13 @@ impl Shared {
             updated: Some(SystemTime::now()),
         };
     }
+    /// Services are in the maps, if only those that an earlier agent left.
+    pub fn set_serving(&self) {
+        self.serving.store(true, Ordering::Release);
+    }
     /// The first complete state is in the maps.
     pub fn set_ready(&self) {
+        self.set_serving();
         self.ready.store(true, Ordering::Release);
         self.board.touch();
     }
@@ -129,7 +135,9 @@ impl Shared {
             sync.queued
                 .is_none_or(|queued| now.duration_since(queued) < STALE)
         };
-        let healthy = syncs.iter().all(fresh);
+        // A node that serves nothing yet is to get nothing from load balancers, and no new start either (16.4).
+        let is_serving = self.serving.load(Ordering::Acquire) || !with_node;
+        let healthy = is_serving && syncs.iter().all(fresh);
         let status: BTreeMap<_, _> = IpFamily::BOTH
             .into_iter()
             .zip(&syncs)
@@ -488,6 +496,7 @@ mod tests {
     #[test]
     fn a_late_family_is_not_cured_by_the_other() {
         let shared = Shared::default();
+        shared.set_serving();
         shared.queued(IpFamily::V6);
         shared.updated(IpFamily::V4);
         let begun = lock(&shared.syncs)[1].queued.unwrap();
@@ -503,22 +512,29 @@ mod tests {
 
     // semantics 16.1, 16.4
     #[test]
-    fn before_the_first_pass_it_is_healthy_but_not_ready() {
+    fn before_the_first_state_it_is_alive_but_gets_no_traffic() {
         let shared = Shared::default();
-        for path in ["/healthz", "/livez"] {
-            let answer = shared.answer_health(path);
-            let body: Value = serde_json::from_str(&answer.body).unwrap();
-            assert_eq!((answer.code, &body["status"]), (200, &json!({})), "{path}");
-        }
-        assert_eq!(shared.answer_health("/readyz").code, 503);
+        let answers = || {
+            ["/livez", "/healthz", "/readyz"].map(|path| {
+                let answer = shared.answer_health(path);
+                let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+                (answer.code, body["healthy"].as_bool())
+            })
+        };
+        let live = (200, Some(true));
+        assert_eq!(answers(), [live, (503, Some(false)), (503, None)]);
+        // What an earlier agent left.
+        shared.set_serving();
+        assert_eq!(answers(), [live, live, (503, None)]);
         shared.set_ready();
-        assert_eq!(shared.answer_health("/readyz").code, 200);
+        assert_eq!(answers(), [live, live, (200, None)]);
     }
 
     // semantics 16.5, 16.6, 16.7
     #[test]
     fn eligibility_counts_on_healthz_only() {
         let shared = Shared::default();
+        shared.set_serving();
         shared.set_eligible(false);
         let (code, body) = shared.health(Instant::now(), SystemTime::now(), true);
         assert_eq!(
@@ -533,6 +549,7 @@ mod tests {
     #[test]
     fn only_a_good_answer_looks_fresh() {
         let shared = Shared::default();
+        shared.set_serving();
         let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
         let updated = |seconds| Sync {
             queued: None,
@@ -596,6 +613,7 @@ mod tests {
     #[test]
     fn answers_are_counted_by_code() {
         let shared = Shared::default();
+        shared.set_serving();
         shared.answer_health("/healthz");
         shared.answer_health("/livez");
         shared.set_eligible(false);
@@ -627,6 +645,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let shared: Arc<Shared> = Arc::default();
+        shared.set_serving();
         let answer = move |path: &str| shared.answer_health(path);
         tokio::spawn(accept(listener, Arc::new(Semaphore::new(1)), answer));
         for (request, code) in [

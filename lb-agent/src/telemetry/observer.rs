@@ -358,6 +358,11 @@ impl Observer {
         self.shared.set_eligible(eligible);
     }
 
+    /// An earlier agent has left Services in the maps, which are served.
+    pub fn serving(&self) {
+        self.shared.set_serving();
+    }
+
     /// The first complete state is in the maps.
     pub fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>) {
         self.tick(desired, dataplane, [0; 4]);
