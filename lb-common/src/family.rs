@@ -1,7 +1,7 @@
 //! The two IP families. Every shared type and stage is generic over [`Family`]; the maps exist once
 //! a family.
 
-use crate::abi::{Addr4, Addr6};
+use crate::abi::{Addr4, Addr6, FlowKey, PackedFlowKey};
 
 /// An IP family: [`V4`] or [`V6`].
 pub trait Family:
@@ -15,6 +15,12 @@ pub trait Family:
     const INDEX: usize;
     /// Kubernetes' name: `IPv4` or `IPv6`.
     const NAME: &'static str;
+    /// Key of this family's `flows_*` and `openings_*`.
+    type FlowMapKey: Copy + PartialEq + Eq + core::hash::Hash + core::fmt::Debug + 'static;
+    /// A flow's key as the maps hold it.
+    fn flow_map_key(key: &FlowKey<Self>) -> Self::FlowMapKey;
+    /// The key of an entry with this check; `None` where the entry belongs to another key by now.
+    fn flow_key(key: &Self::FlowMapKey, check: u32) -> Option<FlowKey<Self>>;
 }
 
 /// An address of a [`Family`], made of 32-bit words in network byte order.
@@ -53,6 +59,13 @@ impl Family for V4 {
     const IS_V6: bool = false;
     const INDEX: usize = 0;
     const NAME: &'static str = "IPv4";
+    type FlowMapKey = FlowKey<V4>;
+    fn flow_map_key(key: &FlowKey<V4>) -> FlowKey<V4> {
+        *key
+    }
+    fn flow_key(key: &FlowKey<V4>, _: u32) -> Option<FlowKey<V4>> {
+        Some(*key)
+    }
 }
 
 impl Family for V6 {
@@ -60,6 +73,13 @@ impl Family for V6 {
     const IS_V6: bool = true;
     const INDEX: usize = 1;
     const NAME: &'static str = "IPv6";
+    type FlowMapKey = PackedFlowKey;
+    fn flow_map_key(key: &FlowKey<V6>) -> PackedFlowKey {
+        PackedFlowKey::new(key)
+    }
+    fn flow_key(key: &PackedFlowKey, check: u32) -> Option<FlowKey<V6>> {
+        key.unpack(check)
+    }
 }
 
 impl Address for Addr4 {

@@ -7,10 +7,9 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Progr
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be32, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
-    Interface, NodeAddrKey, PORT_FILTER_ENTRIES, PacketCount, PortFilter, Scratch, SelectionBlock,
-    Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, XdpDevice,
+    Interface, NodeAddrKey, PORT_FILTER_ENTRIES, PackedFlowKey, PacketCount, PortFilter, Scratch,
+    SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, XdpDevice,
 };
-use lb_common::family::Address as _;
 use lb_common::wire::Ports;
 use lb_common::{Family, V4, V6};
 
@@ -58,7 +57,7 @@ pub(crate) static SELECTION: Array<SelectionBlock, 16_384, MMAPABLE> = Array::ne
 /// Confirmed flows.
 ///
 /// Type    hash, preallocated
-/// Entry   [`FlowKey`] → [`Flow`], at least two a connection
+/// Entry   [`FlowKey`], of IPv6 a [`PackedFlowKey`] → [`Flow`], at least two a connection
 /// Writes  xdp, tc; the agent ages      Reads  xdp, tc
 /// Full    the flow stays in `openings_*`, counted as `flows_full`
 /// Order   reply entry before the original one
@@ -66,12 +65,12 @@ pub(crate) static SELECTION: Array<SelectionBlock, 16_384, MMAPABLE> = Array::ne
 pub(crate) static FLOWS_V4: HashMap<FlowKey<V4>, Flow<V4>, 131_072> = HashMap::new();
 /// See [`FLOWS_V4`].
 #[btf_map(name = "flows_v6")]
-pub(crate) static FLOWS_V6: HashMap<FlowKey<V6>, Flow<V6>, 131_072> = HashMap::new();
+pub(crate) static FLOWS_V6: HashMap<PackedFlowKey, Flow<V6>, 131_072> = HashMap::new();
 
 /// Flows that are not confirmed: a flood churns these, never `flows_*`.
 ///
 /// Type    LRU hash, common list
-/// Entry   [`FlowKey`] → [`Flow`]
+/// Entry   as in `flows_*`
 /// Writes  xdp, tc; the agent ages      Reads  xdp, tc
 /// Full    the least recently used goes
 /// Order   reply entry before the original one
@@ -79,7 +78,7 @@ pub(crate) static FLOWS_V6: HashMap<FlowKey<V6>, Flow<V6>, 131_072> = HashMap::n
 pub(crate) static OPENINGS_V4: LruHashMap<FlowKey<V4>, Flow<V4>, 65_536> = LruHashMap::new();
 /// See [`OPENINGS_V4`].
 #[btf_map(name = "openings_v6")]
-pub(crate) static OPENINGS_V6: LruHashMap<FlowKey<V6>, Flow<V6>, 65_536> = LruHashMap::new();
+pub(crate) static OPENINGS_V6: LruHashMap<PackedFlowKey, Flow<V6>, 65_536> = LruHashMap::new();
 
 /// Which backend a client keeps (`sessionAffinity: ClientIP`).
 ///
@@ -293,26 +292,37 @@ pub(crate) trait FamilyMaps: Family {
     fn scratch() -> Option<*mut Scratch<Self>>;
 }
 
-/// A key as the 32-bit words that the kernel hashes. Written field by field, the ports and the last
-/// four bytes would be narrow stores that the hash's word loads wait for.
+/// The bytes of a key as words, of which the kernel hashes the key's size: written field by field, the ports and the
+/// last four bytes would be narrow stores that the hash's word loads wait for.
 #[inline(always)]
-fn key_words<F: Family, const N: usize>(key: &FlowKey<F>) -> [u32; N] {
-    const { assert!(size_of::<FlowKey<F>>() == 4 * N) };
-    let mut words = [0u32; N];
-    let addr = if F::IS_V6 { 4 } else { 1 };
-    let mut i = 0;
-    while i < addr {
-        words[i] = key.saddr.word(i);
-        words[addr + i] = key.daddr.word(i);
-        i += 1;
-    }
-    words[2 * addr] = Ports::join(key.sport, key.dport);
-    words[2 * addr + 1] = u32::from_le_bytes([key.proto, key.side, 0, 0]).to_le();
-    words
+fn key_words_v4(key: &FlowKey<V4>) -> [u32; 4] {
+    const { assert!(size_of::<FlowKey<V4>>() == 16) };
+    let rest = u32::from_le_bytes([key.proto, key.side, 0, 0]).to_le();
+    [
+        key.saddr.be,
+        key.daddr.be,
+        Ports::join(key.sport, key.dport),
+        rest,
+    ]
+}
+
+/// The same; the upper half of the last word is not part of the key.
+#[inline(always)]
+fn key_words_v6(key: &FlowKey<V6>) -> [u64; 5] {
+    const { assert!(size_of::<PackedFlowKey>() == 36) };
+    let pair = |low: u32, high: u32| low as u64 | ((high as u64) << 32);
+    let (s, d) = (&key.saddr.be, &key.daddr.be);
+    [
+        pair(s[0], s[1]) ^ PackedFlowKey::mask(key.code()) as u64,
+        pair(s[2], s[3]),
+        pair(d[0], d[1]),
+        pair(d[2], d[3]),
+        Ports::join(key.sport, key.dport) as u64,
+    ]
 }
 
 macro_rules! family_maps {
-    ($family:ty, $words:literal, $services:ident, $backends:ident, $flows:ident, $openings:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident) => {
+    ($family:ty, $words:ident, $map_key:ty, $services:ident, $backends:ident, $flows:ident, $openings:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn service(key: &ServiceKey<Self>) -> Option<*const Service> {
@@ -324,19 +334,21 @@ macro_rules! family_maps {
             }
             #[inline(always)]
             fn flow(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                let words = key_words::<Self, $words>(key);
-                // SAFETY: the words are the key's bytes, in its size and alignment.
-                $flows.get_ptr_mut(unsafe { &*words.as_ptr().cast::<FlowKey<Self>>() })
+                let words = $words(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                $flows.get_ptr_mut(unsafe { &*words.as_ptr().cast::<$map_key>() })
             }
             #[inline(always)]
             fn opening(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                let words = key_words::<Self, $words>(key);
-                // SAFETY: the words are the key's bytes, in its size and alignment.
-                $openings.get_ptr_mut(unsafe { &*words.as_ptr().cast::<FlowKey<Self>>() })
+                let words = $words(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                $openings.get_ptr_mut(unsafe { &*words.as_ptr().cast::<$map_key>() })
             }
             #[inline(always)]
             fn insert_flow(key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> Result<(), i32> {
-                $flows.insert(key, flow, flags)
+                let words = $words(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                $flows.insert(unsafe { &*words.as_ptr().cast::<$map_key>() }, flow, flags)
             }
             #[inline(always)]
             fn insert_opening(
@@ -344,17 +356,23 @@ macro_rules! family_maps {
                 flow: &Flow<Self>,
                 flags: u64,
             ) -> Result<(), i32> {
-                $openings.insert(key, flow, flags)
+                let words = $words(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                $openings.insert(unsafe { &*words.as_ptr().cast::<$map_key>() }, flow, flags)
             }
             #[inline(always)]
             fn remove_flow(key: &FlowKey<Self>) {
+                let words = $words(key);
                 // An entry that is not there is as good as removed.
-                let _gone = $flows.remove(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                let _gone = $flows.remove(unsafe { &*words.as_ptr().cast::<$map_key>() });
             }
             #[inline(always)]
             fn remove_opening(key: &FlowKey<Self>) {
+                let words = $words(key);
                 // An entry that is not there is as good as removed.
-                let _gone = $openings.remove(key);
+                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
+                let _gone = $openings.remove(unsafe { &*words.as_ptr().cast::<$map_key>() });
             }
             #[inline(always)]
             fn affinity(key: &AffinityKey<Self>) -> Option<*const Affinity> {
@@ -388,7 +406,8 @@ macro_rules! family_maps {
 
 family_maps!(
     V4,
-    4,
+    key_words_v4,
+    FlowKey<V4>,
     SERVICES_V4,
     BACKENDS_V4,
     FLOWS_V4,
@@ -400,7 +419,8 @@ family_maps!(
 );
 family_maps!(
     V6,
-    10,
+    key_words_v6,
+    PackedFlowKey,
     SERVICES_V6,
     BACKENDS_V6,
     FLOWS_V6,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_agent::bpf::features::Features;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, Interface,
     PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, XdpDevice,
@@ -17,7 +18,7 @@ use lb_common::{Family, V4, V6};
 use crate::cases::{At, EXTERNAL, NEXT_MAC, OWN_MAC, POD, Store, Verdict, World};
 use crate::netns::NetNs;
 use crate::prog_run::{
-    Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+    FlowMapKey, Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
 };
 
 /// The loaded programs, used for one case after the other. Lives on a thread of its namespace.
@@ -44,9 +45,9 @@ impl Loaded {
         Ok(ns)
     }
 
-    /// Loads all programs; to be called on a thread of `ns`.
-    pub fn new(ns: &NetNs) -> Result<Loaded> {
-        let mut programs = Programs::load()?;
+    /// Loads all programs as on a kernel with these features; to be called on a thread of `ns`.
+    pub fn new(ns: &NetNs, features: &Features) -> Result<Loaded> {
+        let mut programs = Programs::load_for(features)?;
         for (slot, name) in names::programs::TAILS_XDP_SLOTS {
             programs.set_tail(names::maps::TAILS_XDP, *slot, name)?;
         }
@@ -94,8 +95,8 @@ impl Loaded {
         let i = F::INDEX;
         let programs = &mut self.programs;
         programs.clear::<ServiceKey<F>, Service>(names::maps::SERVICES[i])?;
-        programs.clear::<FlowKey<F>, Flow<F>>(names::maps::FLOWS[i])?;
-        programs.clear::<FlowKey<F>, Flow<F>>(names::maps::OPENINGS[i])?;
+        programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::FLOWS[i])?;
+        programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::OPENINGS[i])?;
         programs.clear::<AffinityKey<F>, Affinity>(names::maps::AFFINITY[i])
     }
 }
@@ -131,15 +132,15 @@ impl<F: Family + lb_common::pipeline::ip::Ip> Store<F> for Loaded {
         must(self.programs.allow_source::<F>(service_id, client));
     }
     fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        must(self.programs.entries(names::maps::FLOWS[F::INDEX]))
+        self.tuples(names::maps::FLOWS[F::INDEX])
     }
     fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        must(self.programs.entries(names::maps::OPENINGS[F::INDEX]))
+        self.tuples(names::maps::OPENINGS[F::INDEX])
     }
     fn put_opening(&mut self, key: FlowKey<F>, flow: Flow<F>) {
         must(
             self.programs
-                .insert(names::maps::OPENINGS[F::INDEX], key, flow),
+                .insert(names::maps::OPENINGS[F::INDEX], FlowMapKey::new(&key), flow),
         );
     }
     fn put_route(&mut self, daddr: F::Addr, hop: NextHop) {
@@ -224,6 +225,14 @@ impl World for Loaded {
 }
 
 impl Loaded {
+    fn tuples<F: Family>(&mut self, map: &str) -> Vec<(FlowKey<F>, Flow<F>)> {
+        let entries = must(self.programs.entries::<FlowMapKey<F>, Flow<F>>(map));
+        let unpacked = entries.into_iter().map(|(key, flow)| {
+            let key = key.unpack(&flow);
+            (must(key.context("an entry of another key")), flow)
+        });
+        unpacked.collect()
+    }
     fn mark(&mut self, proto: u8, port: u16) {
         let slot =
             must(port_filter_slot(proto).ok_or_else(|| anyhow!("protocol {proto} has no filter")));

@@ -10,6 +10,7 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray},
     programs::Program,
 };
+use lb_agent::bpf::features::Features;
 use lb_common::{
     Family,
     abi::{
@@ -98,6 +99,11 @@ pub fn object_path() -> PathBuf {
 impl Programs {
     /// Loads the object with small maps: big enough for a test, quick to make.
     pub fn load() -> Result<Programs> {
+        Programs::load_for(&Features::probe())
+    }
+
+    /// The same as on a kernel with these features.
+    pub fn load_for(features: &Features) -> Result<Programs> {
         let small = |names: [&'static str; 2], entries: u32| names.map(|name| (name, entries));
         let sizes = [
             small(names::maps::SERVICES, 1024),
@@ -106,11 +112,12 @@ impl Programs {
             small(names::maps::OPENINGS, 4096),
             small(names::maps::AFFINITY, 1024),
         ];
-        Programs::load_with(&[sizes.concat(), vec![(names::maps::SELECTION, 64)]].concat())
+        let sizes = [sizes.concat(), vec![(names::maps::SELECTION, 64)]].concat();
+        Programs::load_with(&sizes, features)
     }
 
     /// Loads the object; maps named here get so many entries.
-    pub fn load_with(sizes: &[(&str, u32)]) -> Result<Programs> {
+    pub fn load_with(sizes: &[(&str, u32)], features: &Features) -> Result<Programs> {
         let path = object_path();
         let object = fs::read(&path)
             .with_context(|| format!("cannot read {}; run `cargo xtask build`", path.display()))?;
@@ -118,6 +125,10 @@ impl Programs {
         loader.allow_unsupported_maps();
         for (name, entries) in sizes {
             loader.map_max_entries(name, *entries);
+        }
+        let constants = features.constants();
+        for (name, value) in &constants {
+            loader.override_global(name, value, true);
         }
         let ebpf = loader
             .load(&object)
@@ -357,7 +368,30 @@ macro_rules! layout_of_family {
         unsafe impl<F: Family> Layout for $name<F> {}
     )+ };
 }
-layout_of_family!(ServiceKey, Backend, FlowKey, Flow, AffinityKey, NodeAddrKey);
+layout_of_family!(
+    ServiceKey,
+    Backend,
+    FlowMapKey,
+    Flow,
+    AffinityKey,
+    NodeAddrKey
+);
+
+/// Key of `flows_*` and `openings_*` as it lies in the map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct FlowMapKey<F: Family>(F::FlowMapKey);
+
+impl<F: Family> FlowMapKey<F> {
+    /// As the programs pack it.
+    pub fn new(key: &FlowKey<F>) -> FlowMapKey<F> {
+        FlowMapKey(F::flow_map_key(key))
+    }
+    /// The key of an entry.
+    pub fn unpack(&self, flow: &Flow<F>) -> Option<FlowKey<F>> {
+        F::flow_key(&self.0, flow.check)
+    }
+}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]

@@ -4,16 +4,32 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use lb_agent::bpf::features::Features;
 use lb_common::{V4, V6};
 use lb_tests::{cases, loaded::Loaded, require, wait};
 
 #[test]
 fn every_case_holds_in_the_kernel() -> Result<()> {
     require!(Root, Bpf);
+    every_case_holds(&Features::probe())
+}
+
+/// What newer kernels brought is not used.
+#[test]
+fn every_case_holds_as_on_an_older_kernel() -> Result<()> {
+    require!(Root, Bpf);
+    every_case_holds(&Features {
+        csum_ipv6: false,
+        set_retval: false,
+        ..Features::probe()
+    })
+}
+
+fn every_case_holds(features: &Features) -> Result<()> {
     let ns = Loaded::namespace()?;
     ns.run(|| -> Result<()> {
         lb_tests::bench::sys::pin();
-        let mut world = Loaded::new(&ns)?;
+        let mut world = Loaded::new(&ns, features)?;
         let mut failed = Vec::new();
         let cases = cases::all::<Loaded>();
         let count = cases.len();

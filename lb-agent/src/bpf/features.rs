@@ -38,6 +38,17 @@ impl Features {
     }
 }
 
+impl Features {
+    /// What the object's read-only data say of the kernel. Constants to the verifier, which removes what this kernel
+    /// lacks.
+    pub fn constants(&self) -> [(&'static str, u8); 2] {
+        [
+            ("HAS_SET_RETVAL", u8::from(self.set_retval)),
+            ("HAS_CSUM_IPV6", u8::from(self.csum_ipv6)),
+        ]
+    }
+}
+
 /// One instruction of the eBPF machine.
 const fn insn(code: u8, dst: u8, imm: i32) -> u64 {
     code as u64 | (dst as u64) << 8 | (imm.cast_unsigned() as u64) << 32

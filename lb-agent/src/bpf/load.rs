@@ -22,6 +22,7 @@ use lb_common::{
 };
 
 use super::{
+    features::Features,
     maps::{bytes, pin_dir, program_pin},
     sys,
 };
@@ -186,8 +187,8 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Makes or adopts the maps. No program is loaded yet. `set_retval`: the kernel has `bpf_set_retval`.
-    pub fn new(bpffs: &Path, sizes: &Sizes, set_retval: bool) -> Result<Loaded, LoadError> {
+    /// Makes or adopts the maps. No program is loaded yet.
+    pub fn new(bpffs: &Path, sizes: &Sizes, features: &Features) -> Result<Loaded, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
@@ -219,9 +220,10 @@ impl Loaded {
             loader.map_max_entries(name, size);
             loader.map_pin_path(name, dir.join(name));
         }
-        // A constant to the verifier, which removes the call where the kernel has no such helper.
-        let has_set_retval = u8::from(set_retval);
-        loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+        let constants = features.constants();
+        for (name, value) in &constants {
+            loader.override_global(name, value, true);
+        }
         let ebpf = loader
             .load(OBJECT)
             .map_err(|error| match io_cause(&error) {

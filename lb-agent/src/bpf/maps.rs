@@ -115,12 +115,17 @@ plain!(
 plain_family!(
     ServiceKey,
     Backend,
-    FlowKey,
     Flow,
     AffinityKey,
     SrcRangeKey,
-    NodeAddrKey
+    NodeAddrKey,
+    FlowMapKey
 );
+
+/// Key of `flows_*` and `openings_*` as it lies in the map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub struct FlowMapKey<F: Family>(F::FlowMapKey);
 
 /// The bytes of a value.
 pub(crate) fn bytes<T: Plain>(value: &T) -> &[u8] {
@@ -570,6 +575,56 @@ impl<V> Drop for MappedArray<V> {
     }
 }
 
+/// `flows_*` or `openings_*`.
+#[derive(Debug)]
+pub struct FlowMap<F: Family>(TypedMap<FlowMapKey<F>, Flow<F>>);
+
+impl<F: Family> FlowMap<F> {
+    /// See [`TypedMap::open`].
+    pub fn open(dir: &Path, name: &'static str, access: Access) -> MapResult<Self> {
+        TypedMap::open(dir, name, access).map(FlowMap)
+    }
+    /// Most entries.
+    pub const fn max_entries(&self) -> u32 {
+        self.0.max_entries()
+    }
+    fn key(key: &FlowKey<F>) -> FlowMapKey<F> {
+        FlowMapKey(F::flow_map_key(key))
+    }
+    /// Looks one entry up.
+    pub fn lookup(&self, key: &FlowKey<F>) -> MapResult<Option<Flow<F>>> {
+        self.0.lookup(&Self::key(key))
+    }
+    /// Removes one entry; `false`: there was none.
+    pub fn delete(&self, key: &FlowKey<F>) -> MapResult<bool> {
+        self.0.delete(&Self::key(key))
+    }
+    /// As [`TypedMap::scan`], without entries that were handed to another key while they were read.
+    pub fn scan(
+        &self,
+        cursor: Option<[u8; 40]>,
+        limit: usize,
+        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
+    ) -> MapResult<Option<[u8; 40]>> {
+        let mut entries = Vec::new();
+        let cursor = self.0.scan(cursor, limit, &mut entries)?;
+        out.extend(
+            entries
+                .into_iter()
+                .filter_map(|(key, flow)| F::flow_key(&key.0, flow.check).map(|key| (key, flow))),
+        );
+        Ok(cursor)
+    }
+    /// Shows every entry.
+    pub fn each(&self, mut each: impl FnMut(&FlowKey<F>, &Flow<F>)) -> MapResult<()> {
+        self.0.each(|key, flow| {
+            if let Some(key) = F::flow_key(&key.0, flow.check) {
+                each(&key, flow);
+            }
+        })
+    }
+}
+
 /// The maps of one family.
 #[derive(Debug)]
 pub struct FamilyPins<F: Family> {
@@ -578,9 +633,9 @@ pub struct FamilyPins<F: Family> {
     /// `backends_*`.
     pub backends: MappedArray<Backend<F>>,
     /// `flows_*`.
-    pub flows: TypedMap<FlowKey<F>, Flow<F>>,
+    pub flows: FlowMap<F>,
     /// `openings_*`.
-    pub openings: TypedMap<FlowKey<F>, Flow<F>>,
+    pub openings: FlowMap<F>,
     /// `affinity_*`.
     pub affinity: TypedMap<AffinityKey<F>, Affinity>,
     /// `src_ranges_*`.
@@ -595,8 +650,8 @@ impl<F: Family> FamilyPins<F> {
         Ok(FamilyPins {
             services: TypedMap::open(dir, names::SERVICES[i], access)?,
             backends: MappedArray::open(dir, names::BACKENDS[i], access)?,
-            flows: TypedMap::open(dir, names::FLOWS[i], access)?,
-            openings: TypedMap::open(dir, names::OPENINGS[i], access)?,
+            flows: FlowMap::open(dir, names::FLOWS[i], access)?,
+            openings: FlowMap::open(dir, names::OPENINGS[i], access)?,
             affinity: TypedMap::open(dir, names::AFFINITY[i], access)?,
             src_ranges: TypedMap::open(dir, names::SRC_RANGES[i], access)?,
             node_addrs: TypedMap::open(dir, names::NODE_ADDRS[i], access)?,

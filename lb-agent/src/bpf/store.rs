@@ -17,7 +17,7 @@ use lb_common::{
 };
 
 use super::{
-    maps::{FamilyPins, MapError, MapResult, Maps, TypedMap, bytes},
+    maps::{FamilyPins, FlowMap, MapError, MapResult, Maps, TypedMap, bytes},
     sys,
 };
 use crate::dataplane::store::{
@@ -49,7 +49,7 @@ fn is_full(error: &io::Error) -> bool {
 }
 
 impl<F: Family> FamilyPins<F> {
-    const fn table(&self, table: FlowTable) -> &TypedMap<FlowKey<F>, Flow<F>> {
+    const fn table(&self, table: FlowTable) -> &FlowMap<F> {
         match table {
             FlowTable::Flows => &self.flows,
             FlowTable::Openings => &self.openings,

@@ -173,7 +173,6 @@ struct Agent {
     desired: Desired,
     dataplane: Dataplane<PinnedStore>,
     entry: ConfigEntry,
-    features: Features,
     hooks: Hooks,
     watch: Watch,
     snapshot: Snapshot,
@@ -219,7 +218,7 @@ impl Agent {
         let mut loaded = Loaded::new(
             &config.bpffs,
             &Sizes::new(&config, memory_bytes()),
-            features.set_retval,
+            &features,
         )?;
         for (map, has, asked) in &loaded.kept_sizes {
             tracing::warn!(
@@ -257,7 +256,6 @@ impl Agent {
             desired: Desired::new(NodeView::default()),
             dataplane,
             entry,
-            features,
             watch,
             snapshot,
             gc: FlowGc::new(Timeouts::default()),
@@ -659,7 +657,6 @@ impl Agent {
                 ModeFlags::SOCKET_ALL,
             ),
             (wants_events(), ModeFlags::DEBUG_EVENTS),
-            (self.features.csum_ipv6, ModeFlags::CSUM_IPV6),
         ];
         flags
             .into_iter()

@@ -450,7 +450,7 @@ mod tests {
     fn healthy() -> Status {
         Status {
             abi_version: 1,
-            pins: "/sys/fs/bpf/lb/v2".into(),
+            pins: "/sys/fs/bpf/lb/v3".into(),
             agent: Running::Running,
             version: Some("1.2.3".into()),
             node: Some("a".into()),

@@ -22,7 +22,7 @@ pub use backend::{Backend, BackendState, SELECTION_BLOCK_ROWS, SelectionBlock};
 pub use be::{Be16, Be32};
 pub use drop::{Counter, DropReason, PacketCount};
 pub use event::{Event, EventKind};
-pub use flow::{Flow, FlowFlags, FlowKey, Scratch, Side, Translation, flow_check};
+pub use flow::{Flow, FlowFlags, FlowKey, PackedFlowKey, Scratch, Side, Translation, flow_check};
 pub use fragment::{Fragment, FragmentKey};
 pub use node::{
     Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey,

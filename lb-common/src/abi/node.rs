@@ -126,8 +126,6 @@ impl ModeFlags {
     pub const SOCKET_ALL: u32 = 1 << 2;
     /// Debug events (new flows) go to the ring buffer.
     pub const DEBUG_EVENTS: u32 = 1 << 3;
-    /// The kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and backports).
-    pub const CSUM_IPV6: u32 = 1 << 4;
 }
 
 /// An address of this node. Key of `node_addrs_*` (hash; value: [`NodeAddrFlags`] as `u32`).

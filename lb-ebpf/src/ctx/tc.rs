@@ -5,14 +5,11 @@ use aya_ebpf::helpers::generated::{
     bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data,
 };
 use lb_common::Family;
-use lb_common::abi::ModeFlags;
 use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
 use lb_common::wire::checksum::Diff;
 use lb_common::wire::{Header, W16};
 
 use super::packet_pointer;
-
-use crate::maps::CONFIG;
 
 /// `bpf_l4_csum_replace`: the addresses are IPv6, so that CHECKSUM_COMPLETE stays as it is (6.16).
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -87,11 +84,16 @@ impl TcPacket {
     }
 }
 
+/// Whether the kernel knows `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and backports): set by the agent before it
+/// loads the object, a constant to the verifier.
+#[unsafe(no_mangle)]
+static HAS_CSUM_IPV6: u8 = 0;
+
 #[inline(always)]
-fn knows_csum_ipv6() -> bool {
-    CONFIG
-        .get(0)
-        .is_some_and(|config| config.modes & ModeFlags::CSUM_IPV6 != 0)
+fn has_csum_ipv6() -> bool {
+    let has_csum_ipv6 = &raw const HAS_CSUM_IPV6;
+    // SAFETY: a byte of the read-only data; volatile, because the loader may have changed it.
+    unsafe { has_csum_ipv6.read_volatile() != 0 }
 }
 
 impl PacketBuf for TcPacket {
@@ -156,7 +158,7 @@ impl PacketBuf for TcPacket {
     ) -> bool {
         let mangled = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         let mut flags = mangled | BPF_F_PSEUDO_HDR as u64;
-        let give_back = F::IS_V6 && !knows_csum_ipv6();
+        let give_back = F::IS_V6 && !has_csum_ipv6();
         if F::IS_V6 && !give_back {
             flags |= BPF_F_IPV6;
         }

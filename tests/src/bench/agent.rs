@@ -13,12 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_agent::{
-    bpf::maps::{Access, TypedMap, pin_dir},
+    bpf::maps::{Access, FlowMapKey, TypedMap, pin_dir},
     kube::ManifestSource,
 };
 use lb_common::{
     V4, V6,
-    abi::{Be16, Flow, FlowKey, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
+    abi::{Be16, Flow, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
     names,
 };
 
@@ -98,11 +98,11 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
         ),
         (
             "maps.flow_entry",
-            weight::<FlowKey<V4>, Flow<V4>>(&pins, names::maps::FLOWS[0])?,
+            weight::<FlowMapKey<V4>, Flow<V4>>(&pins, names::maps::FLOWS[0])?,
         ),
         (
             "maps.flow_entry.v6",
-            weight::<FlowKey<V6>, Flow<V6>>(&pins, names::maps::FLOWS[1])?,
+            weight::<FlowMapKey<V6>, Flow<V6>>(&pins, names::maps::FLOWS[1])?,
         ),
     ];
     drop(agent);

@@ -18,6 +18,7 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, CgroupSockAddr, Program, cgroup_sock_addr::CgroupSockAddrLink},
 };
+use lb_agent::bpf::features::Features;
 use lb_common::{
     V4,
     abi::{
@@ -194,17 +195,20 @@ impl Hooks {
         sock_addr(empty)?
             .load()
             .context("the verifier rejects `empty_connect4`")?;
-        let mut programs = Programs::load_with(&[
-            (names::maps::SERVICES[0], services + 1024),
-            (names::maps::SERVICES[1], 1024),
-            (names::maps::BACKENDS[0], 1024),
-            (names::maps::BACKENDS[1], 1024),
-            (names::maps::FLOWS[0], 1024),
-            (names::maps::FLOWS[1], 1024),
-            (names::maps::OPENINGS[0], 1024),
-            (names::maps::OPENINGS[1], 1024),
-            (names::maps::SELECTION, 1),
-        ])?;
+        let mut programs = Programs::load_with(
+            &[
+                (names::maps::SERVICES[0], services + 1024),
+                (names::maps::SERVICES[1], 1024),
+                (names::maps::BACKENDS[0], 1024),
+                (names::maps::BACKENDS[1], 1024),
+                (names::maps::FLOWS[0], 1024),
+                (names::maps::FLOWS[1], 1024),
+                (names::maps::OPENINGS[0], 1024),
+                (names::maps::OPENINGS[1], 1024),
+                (names::maps::SELECTION, 1),
+            ],
+            &Features::probe(),
+        )?;
         for name in ["connect4", "getpeername4"] {
             programs.verify(name)?;
         }

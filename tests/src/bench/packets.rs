@@ -16,6 +16,7 @@ use aya::{
     maps::{Array, ProgramArray},
     programs::Program,
 };
+use lb_agent::bpf::features::Features;
 use lb_common::{
     Family, V4, V6,
     abi::{
@@ -30,7 +31,7 @@ use super::{Effort, Report, Row, median, progress, sys};
 use crate::{
     netns::NetNs,
     packet::{DESTINATION_MAC, PacketBuilder, Parsed},
-    prog_run::{Programs, TC_NEXT, XDP_PASS, XDP_TX},
+    prog_run::{FlowMapKey, Programs, TC_NEXT, XDP_PASS, XDP_TX},
 };
 
 /// Bytes of the packet that the front puts back.
@@ -502,7 +503,7 @@ impl World {
             sizes.push((names::maps::SERVICES[family], services + 1024));
             sizes.push((names::maps::BACKENDS[family], 1024));
         }
-        let mut programs = Programs::load_with(&sizes)?;
+        let mut programs = Programs::load_with(&sizes, &Features::probe())?;
         let mac = MacAddr::new(DESTINATION_MAC);
         programs.set(
             names::maps::CONFIG,
@@ -651,7 +652,11 @@ where
                 dmac: MacAddr::new(BACKEND_MAC),
                 flags: flags | FlowFlags::SEEN | FlowFlags::CONFIRMED,
             };
-            programs.insert(names::maps::FLOWS[F::INDEX], key, flow)
+            programs.insert(
+                names::maps::FLOWS[F::INDEX],
+                FlowMapKey::<F>::new(&key),
+                flow,
+            )
         };
         entry(
             FlowKey::new(
