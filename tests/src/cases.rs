@@ -561,6 +561,7 @@ cases! {
     masquerade_all_translates_local_backends
     only_new_flows_are_judged
     affinity_stays_within_the_list_in_force
+    late_segments_are_translated
 }
 
 const PROTOCOLS: [u8; 2] = [TCP, UDP];
@@ -1948,4 +1949,37 @@ fn affinity_stays_within_the_list_in_force<F: Net, W: World + Store<F>>(world: &
     s.put_backend(placed.ids[1], leaving, placed.service.id, 0);
     assert_eq!(connected(&mut s, front), there.addr);
     s.counted(Counter::AffinityHit, 1);
+}
+
+/// Semantics 19.3, 28.18: segments far outside the window, and those that come when the connection is over, never pass as
+/// they are.
+fn late_segments_are_translated<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    let (pod, vip, to) = (at(s.h.pod, 40_000), at(s.h.vip, 80), at(s.h.remote, 8080));
+    s.service(vip, TCP, &[remote(s.h.remote, 8080)]);
+    s.sent(At::Pod, &first(TCP, pod, vip));
+    s.sent(At::Out, &packet(TCP, to, pod).flags(SYN | ACK));
+    s.sent(At::Pod, &packet(TCP, pod, vip));
+    // How each end closes: nothing, by FIN, by RST.
+    for (theirs, ours) in [(ACK, ACK), (FIN | ACK, FIN | ACK), (RST, ACK)] {
+        for numbers in [(1, 1), (0x7fff_ffff, 0xffff_0000), (0xffff_ffff, 0)] {
+            for (sent, answered) in [(theirs, ours), (ACK, ACK), (RST | ACK, RST | ACK)] {
+                let shaped = |packet: PacketBuilder, flags| {
+                    packet.flags(flags).numbers(numbers.0, numbers.1)
+                };
+                s.check(
+                    At::Pod,
+                    &shaped(packet(TCP, pod, vip), sent),
+                    Verdict::Pass,
+                    &shaped(packet(TCP, pod, to), sent),
+                );
+                s.check(
+                    At::Out,
+                    &shaped(packet(TCP, to, pod), answered),
+                    Verdict::Pass,
+                    &shaped(packet(TCP, vip, pod), answered),
+                );
+            }
+        }
+    }
 }

@@ -182,7 +182,7 @@ fn large_transfers_through_a_cluster_ip_are_whole(scene: &Scene, what: &str) -> 
     Ok(())
 }
 
-/// Semantics 8.15: datagrams of several fragments, asked and answered.
+/// Semantics 8.15, 28.43: datagrams of several fragments, asked and answered.
 fn fragmented_datagrams_reach_one_backend_and_come_back(scene: &Scene, what: &str) -> Result<()> {
     let [a, b] = [scene.world.a(), scene.world.b()];
     for ip in Ip::BOTH {

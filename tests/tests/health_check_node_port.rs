@@ -138,7 +138,7 @@ fn its_server_follows_the_service() -> Result<()> {
 
 #[test]
 fn a_draining_node_leaves_healthz_and_stays_in_the_service_check() -> Result<()> {
-    // semantics 15.5, 16.5, 16.6
+    // semantics 15.5, 16.5, 16.6, 28.40
     require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |world| {
         objects(&web(ASKED), &near(world))

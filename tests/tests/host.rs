@@ -89,7 +89,7 @@ fn a_host_process_reaches_every_frontend() -> Result<()> {
     Ok(())
 }
 
-/// Semantics 14.8a: only where `--nodeport-addresses` names loopback.
+/// Semantics 14.8a: only where `--nodeport-addresses` names loopback. Semantics 28.36: the kernel's guard of loopback stays.
 #[test]
 fn a_node_port_on_loopback_answers_only_when_named() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -115,6 +115,9 @@ fn a_node_port_on_loopback_answers_only_when_named() -> Result<()> {
                 }
             }
         }
+        let guard = "/proc/sys/net/ipv4/conf/all/route_localnet";
+        let open = a.host.ns.output("cat", &[guard])?;
+        ensure!(open.trim() == "0", "{guard}: {open}");
     }
     Ok(())
 }

@@ -72,7 +72,7 @@ fn a_port_unreachable_of_the_backend_reaches_the_client(scene: &Scene, what: &st
     Ok(())
 }
 
-/// Semantics 8.14, 20.7, 28.42: a narrow link behind the translation, towards the backend.
+/// Semantics 8.14, 20.7, 28.42, 28.44: a narrow link behind the translation, towards the backend.
 fn path_mtu_towards_the_backend_is_discovered(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
     // Only the sending end is narrow, so that nobody learns it from the handshake.

@@ -97,7 +97,7 @@ fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()
     Ok(())
 }
 
-/// Design, section 4: the kernel's conntrack sees genuine flows, nothing INVALID.
+/// Semantics 19.4, 28.18. Design, section 4: the kernel's conntrack sees genuine flows, nothing INVALID.
 #[test]
 fn conntrack_calls_nothing_invalid() -> Result<()> {
     require!(Root, Bpf, Cgroup2, Nft);

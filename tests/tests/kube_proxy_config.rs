@@ -98,7 +98,7 @@ fn dials(world: &World) -> impl Iterator<Item = Dial<'_>> {
         .flat_map(move |ip| from.map(|from| Dial::tcp(from, (cluster_ip(ip, 1), PORT).into())))
 }
 
-/// Semantics 24.1, 25.3: a changed file ends the agent, so that it is started with it; one that cannot be used does
+/// Semantics 24.1, 25.3, 28.46: a changed file ends the agent, so that it is started with it; one that cannot be used does
 /// not. Without the agent traffic goes on.
 #[test]
 fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {

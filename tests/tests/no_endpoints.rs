@@ -36,7 +36,7 @@ fn frontends(node: &Node, number: u8, ip: Ip) -> [(IpAddr, u16); 4] {
     ]
 }
 
-/// No slice; an empty slice, as the controller makes it of pods that failed (semantics 10.10); endpoints that must not be
+/// No slice; an empty slice, as the controller makes it of pods that failed (semantics 10.10, 28.27); endpoints that must not be
 /// used (semantics 5.14, 6.6).
 fn objects(world: &World) -> Vec<Value> {
     let a = world.a();

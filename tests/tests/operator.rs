@@ -509,7 +509,8 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
     Ok(())
 }
 
-/// A map that is full: the object that does not fit is named in an error and a metric, everything else is served.
+/// A map that is full: the object that does not fit is named in an error and a metric, everything else is served (semantics
+/// 28.19).
 #[test]
 fn an_object_without_room_is_named_and_the_rest_is_served() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -867,7 +868,7 @@ fn wait_event(plane: &ControlPlane, reason: &str, kind: &str) -> Result<Value> {
     })
 }
 
-/// Semantics 16.5, 25.1, 25.2: a Node that changes its address or goes is taken over; without it load balancers are
+/// Semantics 16.5, 25.1, 25.2, 28.49: a Node that changes its address or goes is taken over; without it load balancers are
 /// sent away, and what is served stays.
 #[test]
 fn a_node_object_that_changes_or_goes_is_taken_over() -> Result<()> {

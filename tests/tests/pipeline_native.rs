@@ -103,6 +103,7 @@ fn another_cpu_chose_another_backend_first() {
     case::<V6>();
 }
 
+/// Semantics 28.19.
 #[test]
 fn full_flow_table_leaves_flows_in_openings() {
     fn case<F: Net + Halves>() {

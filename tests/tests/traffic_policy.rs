@@ -172,7 +172,7 @@ fn external_local_is_short_circuited_for_pods_and_processes_of_the_node(
     Ok(())
 }
 
-/// Semantics 8.2, 8.5: ClusterIP stays on the node; the external frontends are not concerned.
+/// Semantics 1.3, 8.2, 8.5: ClusterIP stays on the node; the external frontends are not concerned.
 fn internal_local_keeps_cluster_ip_traffic_on_the_node(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
     let [a, b] = [world.a(), world.b()];
@@ -271,7 +271,7 @@ fn a_port_of_an_ended_connection_is_used_again_past_the_frontends(
     Ok(())
 }
 
-/// Semantics 6.3, 6.5: a terminating local endpoint that still serves is used for Local before nothing;
+/// Semantics 6.3, 6.5, 28.25: a terminating local endpoint that still serves is used for Local before nothing;
 /// ready endpoints elsewhere serve Cluster traffic.
 #[test]
 fn a_terminating_local_endpoint_serves_local_traffic_only() -> Result<()> {

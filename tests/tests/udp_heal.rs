@@ -211,7 +211,7 @@ fn near_and_far(world: &World) -> [&Place; 2] {
     [world.a().pod(1), world.b().pod(0)]
 }
 
-// semantics 17.2 a
+// semantics 17.2 a, 28.12
 fn endpoint_removed(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     for (old, new) in [(near, far), (far, near)] {
@@ -225,7 +225,7 @@ fn endpoint_removed(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-// semantics 17.2 b, c
+// semantics 17.2 b, c, 28.13
 fn last_endpoint_removed_and_one_added(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders_to(scene, near, what)?;
@@ -241,7 +241,7 @@ fn last_endpoint_removed_and_one_added(scene: &Scene, what: &str) -> Result<()> 
     Ok(())
 }
 
-// semantics 17.2 d
+// semantics 17.2 d, 28.13
 fn service_deleted(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     for (old, new) in [(near, far), (far, near)] {
@@ -300,7 +300,7 @@ fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
     ensure_none_aborted(&senders, what)
 }
 
-// semantics 17.2 g
+// semantics 17.2 g, 28.12
 fn endpoint_becomes_ready_late(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders_to(scene, near, what)?;
@@ -355,7 +355,7 @@ fn local_endpoint_replaced_beside_remote_ones(scene: &Scene, what: &str) -> Resu
     Ok(())
 }
 
-// semantics 17.4
+// semantics 17.4, 28.14
 fn terminating_endpoint_and_policy_keep_flows(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders_to(scene, far, what)?;
@@ -445,7 +445,7 @@ scenes!(
     ]
 );
 
-/// Semantics 17.7, and 17.6 for what went while no agent ran.
+/// Semantics 17.7, 28.13, and 17.6 for what went while no agent ran.
 #[test]
 fn restart_keeps_good_flows_and_ends_those_whose_endpoint_went_meanwhile() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

@@ -82,6 +82,8 @@ fn agent_has_named_capabilities_and_nothing_to_write_to() {
         })
     );
     assert_eq!(pod["priorityClassName"], "system-node-critical");
+    // Semantics 28.39: /healthz would restart the agent of a node that is drained.
+    assert_eq!(agent["livenessProbe"]["httpGet"]["path"], "/livez");
     assert_eq!(pod["tolerations"], json!([{ "operator": "Exists" }]));
     for volume in pod["volumes"].as_array().unwrap() {
         let mounts = agent["volumeMounts"].as_array().unwrap();

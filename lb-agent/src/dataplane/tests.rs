@@ -520,7 +520,7 @@ fn restart_with_one_changed_endpoint_writes_only_that() {
 
 #[test]
 fn restart_removes_stale_entries_with_the_first_complete_state_only() {
-    // semantics 2.10
+    // semantics 2.10, 28.48
     let mut dataplane = start(FakeStore::small());
     let b = port("b", "10.96.0.2", &["10.0.0.2"]);
     dataplane.apply(&[set(&port("a", "10.96.0.1", &["10.0.0.1"])), set(&b)]);

@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn primary_opens_nothing_in_a_family_without_address() {
-        // semantics 14.3 [ours]
+        // semantics 14.3, 28.33 [ours]
         let mut node = node();
         node.object_addresses.retain(IpAddr::is_ipv4);
         assert!(accepted_with("primary", IpFamily::V6, &node).is_empty());

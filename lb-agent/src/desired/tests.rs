@@ -132,7 +132,7 @@ fn external_ips_can_be_switched_off() {
 
 #[test]
 fn one_address_of_two_kinds_is_one_frontend_of_the_lower_kind() {
-    // semantics 14.12, 21.7
+    // semantics 14.12, 21.7, 28.32
     let mut web = service("web");
     web.external_ips = vec![ip("198.51.100.20"), ip("192.0.2.11"), ip("10.96.0.10")];
     web.load_balancer_ips = vec![ip("198.51.100.20")];
@@ -322,7 +322,7 @@ fn an_endpoint_is_local_only_by_its_node_name() {
 
 #[test]
 fn of_two_endpoints_with_one_address_the_living_one_is_meant() {
-    // semantics 5.13 [ours], 28.24: (kept, given up)
+    // semantics 5.13, 28.24 [ours]: (kept, given up)
     for (better, worse) in [
         ("10.244.1.2 - @node-b", "10.244.1.2 rst @node-a"), // terminating goes first
         ("10.244.1.2 rst @node-b", "10.244.1.2 st @node-a"), // then ready
@@ -818,7 +818,7 @@ fn services_share_an_address_on_different_ports_and_protocols() {
 
 #[test]
 fn a_frontend_moves_to_a_renamed_port_or_a_new_service_in_one_step() {
-    // semantics 21.3
+    // semantics 1.6, 21.3
     let mut world = World::new();
     let mut web = service("web");
     web.cluster_ips.truncate(1);

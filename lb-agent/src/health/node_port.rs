@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_stuck_data_path_fails_the_check_and_a_draining_node_does_not() {
-        // semantics 15.5
+        // semantics 15.5, 28.41
         let shared = Shared::default();
         let key = Key::new("shop", "web");
         shared.health_checks.set(plan(1, 1));
