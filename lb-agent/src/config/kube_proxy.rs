@@ -196,7 +196,9 @@ fn warnings(object: &Map<String, Value>) -> Vec<String> {
     for (field, value) in object {
         let field = field.as_str();
         if WITHOUT_EFFECT.contains(&field) {
-            idle.push(field);
+            if says_something(value) {
+                idle.push(field);
+            }
         } else if let Some((_, known)) = SECTIONS.iter().find(|(section, _)| *section == field) {
             let given = value.as_object().into_iter().flat_map(Map::keys);
             let new = given.filter(|name| !known.contains(&name.as_str()));
@@ -219,6 +221,18 @@ fn warnings(object: &Map<String, Value>) -> Vec<String> {
         ));
     }
     warnings
+}
+
+/// Whether a value differs from none: kubeadm writes every field.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !matches!(text.as_str(), "" | "0" | "0s"),
+        Value::Array(values) => values.iter().any(says_something),
+        Value::Object(fields) => fields.values().any(says_something),
+    }
 }
 
 /// Puts a value that the file gives into a flag. An empty text means the default.
@@ -441,6 +455,39 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("/nonexistent/c"));
     }
 
+    // semantics 24.13, 24.16
+    #[test]
+    fn a_file_as_kubeadm_writes_it_says_nothing_unusual() {
+        let text = file(
+            "bindAddress: 0.0.0.0\nbindAddressHardFail: false\nclusterCIDR: 10.244.0.0/16\nconfigSyncPeriod: 0s\n\
+             clientConnection: {acceptContentTypes: '', burst: 0, contentType: '', kubeconfig: /k/kubeconfig.conf, qps: 0}\n\
+             conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null,\n  \
+             tcpEstablishedTimeout: null, udpStreamTimeout: 0s, udpTimeout: 0s}\n\
+             detectLocal: {bridgeInterface: '', interfaceNamePrefix: ''}\ndetectLocalMode: ''\nenableProfiling: false\n\
+             healthzBindAddress: ''\nhostnameOverride: ''\nmetricsBindAddress: ''\nmode: iptables\nnodePortAddresses: null\n\
+             iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}\n\
+             ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: '', strictARP: false, syncPeriod: 0s, tcpTimeout: 0s}\n\
+             nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}\n\
+             logging: {flushFrequency: 0, options: {json: {infoBufferSize: '0'}, text: {infoBufferSize: '0'}}, verbosity: 0}\n\
+             oomScoreAdj: null\nportRange: ''\nshowHiddenMetricsForVersion: ''\n\
+             winkernel: {enableDSR: false, networkName: '', sourceVip: ''}\n",
+        );
+        let mut args = args(&["--metrics-bind-address=0.0.0.0:10249"]);
+        args.manifests = None;
+        let said = take(&text, &mut args).unwrap();
+        // Only that NodePorts are served at fewer addresses.
+        assert!(
+            said.len() == 1 && said[0].contains("nodePortAddresses"),
+            "{said:?}"
+        );
+        let config = args.validate().unwrap();
+        assert_eq!(config.metrics.unwrap().to_string(), "0.0.0.0:10249");
+        assert_eq!((config.conntrack.len(), config.bind_address), (3, None));
+        assert_eq!(args.kubeconfig, Some("/k/kubeconfig.conf".into()));
+        let mode = "without effect here: --proxy-mode";
+        assert_eq!(config.warnings, [mode]);
+    }
+
     // semantics 24.4
     #[test]
     fn old_port_flags_are_not_heard_beside_a_file() {
@@ -468,7 +515,7 @@ mod tests {
     #[test]
     fn an_unknown_field_is_a_warning_and_a_wrong_value_is_named() {
         // semantics 24.1
-        let text = file("colour: blue\nconntrack: {mix: 1, min: 2}\nportRange: ''\n");
+        let text = file("colour: blue\nconntrack: {mix: 1, min: 2}\nportRange: 1-2\n");
         let text = text + "mode: nftables\n";
         let warnings = take(&text, &mut args(&[])).unwrap();
         assert_eq!(warnings.len(), 2, "{warnings:?}");
