@@ -480,6 +480,8 @@ fn choose_port(socket: &Socket) -> io::Result<()> {
     let len = EPHEMERAL.end - EPHEMERAL.start;
     let port = EPHEMERAL.start + NEXT.fetch_add(1, Ordering::Relaxed) % len;
     let range: u32 = port << 16 | port;
+    const LEN: libc::socklen_t = 4;
+    const _: () = assert!(size_of::<u32>() == LEN as usize);
     // SAFETY: the option's value is the four bytes of `range`, which lives until the call returns.
     let result = unsafe {
         libc::setsockopt(
@@ -487,7 +489,7 @@ fn choose_port(socket: &Socket) -> io::Result<()> {
             libc::IPPROTO_IP,
             IP_LOCAL_PORT_RANGE,
             (&raw const range).cast(),
-            size_of_val(&range) as libc::socklen_t,
+            LEN,
         )
     };
     if result == 0 {

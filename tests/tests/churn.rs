@@ -218,7 +218,9 @@ fn rolling_updates_break_nothing() -> Result<()> {
         let elapsed = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         for asker in askers {
-            asker.join().map_err(|_| anyhow!("a client panicked"))??;
+            asker
+                .join()
+                .map_err(|_gone| anyhow!("a client panicked"))??;
         }
         result.map(|()| elapsed)
     })

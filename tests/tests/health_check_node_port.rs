@@ -224,7 +224,9 @@ fn a_service_is_served_though_its_port_cannot_be() -> Result<()> {
             scene.until("served", dial, Result::is_ok)?;
         }
     }
-    scene.a.wait_log("cannot answer health checks of Service test/web")?;
+    scene
+        .a
+        .wait_log("cannot answer health checks of Service test/web")?;
     drop(taken);
     expect(world, world.a(), ASKED, Some((200, 2)))
 }

@@ -57,7 +57,7 @@ fn every_case_holds(features: &Features) -> Result<()> {
             world.reset()?;
             family(&mut world);
         }
-        println!("{count} cases through the loaded programs");
+        eprintln!("{count} cases through the loaded programs");
         assert!(
             failed.is_empty(),
             "{} of {count} cases failed: {failed:#?}",

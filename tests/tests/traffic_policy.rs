@@ -243,13 +243,12 @@ fn a_port_of_an_ended_connection_is_used_again_past_the_frontends(
     let mut port = 20_000;
     for ip in Ip::BOTH {
         let [on_b, ..] = frontends(b, EXTERNAL_ELSEWHERE, ip);
-        let past: [(&Place, &dyn Fn(&Place) -> (IpAddr, u16)); 2] = [
-            (&world.client, &|backend: &Place| (backend.addr(ip), TARGET)),
-            (world.a().pod(0), &|_: &Place| {
-                (cluster_ip(ip, EXTERNAL_ELSEWHERE), PORT)
-            }),
-        ];
-        for (from, to) in past {
+        // The backend itself, by its own address; or the Service, by its ClusterIP.
+        for (from, by_frontend) in [(&world.client, false), (world.a().pod(0), true)] {
+            let to = |backend: &Place| match by_frontend {
+                true => (cluster_ip(ip, EXTERNAL_ELSEWHERE), PORT),
+                false => (backend.addr(ip), TARGET),
+            };
             for reset in [false, true] {
                 port += 1;
                 let dial = |to: (IpAddr, u16)| {

@@ -32,8 +32,8 @@ fn accepted(features: &Features) -> Result<()> {
     names.sort();
     ensure!(!names.is_empty(), "the object holds no program");
     let stack = stack_depths()?;
-    println!("{features:?}");
-    println!(
+    eprintln!("{features:?}");
+    eprintln!(
         "{:16} {:>10} {:>10} {:>10}",
         "program", "verified", "bytes", "stack"
     );
@@ -46,7 +46,7 @@ fn accepted(features: &Features) -> Result<()> {
         let stack = stack
             .get(&name)
             .with_context(|| format!("`{name}` is no function of the object"))?;
-        println!(
+        eprintln!(
             "{name:16} {verified:>10} {:>10} {stack:>10}",
             info.size_translated().unwrap_or(0)
         );
