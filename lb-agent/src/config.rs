@@ -205,10 +205,10 @@ pub struct RunArgs {
     /// Mount of the bpf filesystem; mounted if nothing is
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPFFS)]
     pub bpffs: PathBuf,
-    /// Address of /healthz, /livez and /readyz [default: 0.0.0.0:10256; [::]:10256 where --bind-address is IPv6]
+    /// Address of /healthz, /livez and /readyz [default: port 10256 of all addresses, of IPv4 unless --bind-address is IPv6]
     #[arg(long, value_name = "ADDR")]
     pub healthz_bind_address: Option<String>,
-    /// Address of /metrics [default: 127.0.0.1:10249; [::1]:10249 where --bind-address is IPv6]
+    /// Address of /metrics [default: port 10249 of loopback, of IPv4 unless --bind-address is IPv6]
     #[arg(long, value_name = "ADDR")]
     pub metrics_bind_address: Option<String>,
     /// Form of the log
