@@ -35,6 +35,8 @@ Usage: cargo xtask TASK [OPTIONS]
                               --miri  also the shared logic under Miri (nightly toolchain)
   bench [--quick] [--json FILE]
                               measure and print the table; JSON goes to target/bench.json or FILE
+                              --control-plane  instead: beside kube-proxy at a real API server with 10,000 Services
+                                               (--services N), ten minutes
   build [--bpf-only]          target/bpf/*.o, and target/release/lb-agent with the programs inside
                               --bpf-only  only the programs
   image                       target/image/lb-agent.tar: a container image with the static agent and nothing else

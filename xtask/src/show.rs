@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::setup::{Tools, machine};
+use crate::setup::{Tools, control_plane, machine};
 use crate::{build, command, paths};
 
 /// Builds everything and becomes the program `bin` of lb-tests.
@@ -16,6 +16,13 @@ pub(crate) fn become_program(tools: &Tools, bin: &str, arguments: &[String]) -> 
     }
     build::build(tools)?;
     let mut cargo = command::cargo();
+    if arguments
+        .iter()
+        .any(|argument| argument == "--control-plane")
+    {
+        let (variable, folders) = control_plane()?;
+        cargo.env(variable, folders);
+    }
     // Relative paths in the arguments are the caller's.
     let error = cargo
         .current_dir(std::env::current_dir().context("the current folder is gone")?)
