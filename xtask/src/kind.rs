@@ -155,6 +155,7 @@ fn parse(arguments: &[String]) -> Result<Task> {
             ("test", "--all") => e2e.focus = Some(e2e::NETWORK.to_owned()),
             ("test", "--focus") => e2e.focus = Some(value()?),
             ("test", "--may-skip") => test.may_skip = true,
+            ("up" | "test", "--workers") => up.workers = Some(value()?.parse()?),
             ("up" | "test", "--node-image-minutes") => {
                 up.node_image_minutes = Some(value()?.parse()?);
             }

@@ -43,6 +43,7 @@ Usage: cargo xtask TASK [OPTIONS]
                               --agent FILE  a static agent that is built already
   kind up|test|down [OPTIONS] a kind cluster of three nodes without kube-proxy, the agent from deploy/ in it
                               up, test  --image FILE  of `cargo xtask image`, instead of making it
+                                    --workers N  of a new cluster, two unless told otherwise
                                     --node-image-minutes N  give up making a node image after this time
                               up    --node-image NAME; --kube-proxy MODE  kube-proxy instead, to compare with
                               test  traffic of our own; --e2e  upstream's Conformance specs of Services, too

@@ -21,6 +21,7 @@ const OWN_IMAGE: &str = "lb-kind-node:latest";
 /// kind's own for the release of tests/kind/go.mod, of the minor version of Kubernetes there.
 const PUBLISHED_IMAGE: &str =
     "kindest/node:v1.36.4@sha256:099e049362a1526b2db71494e1947aae99bd16290d7c895f2b7ea312e3cbfaed";
+/// Unless told otherwise.
 const WORKERS: usize = 2;
 
 /// Of `cargo xtask kind up`.
@@ -32,6 +33,8 @@ pub(super) struct Options {
     pub(super) kube_proxy: Option<String>,
     /// Of the agent; else it is built.
     pub(super) image: Option<PathBuf>,
+    /// Workers of a new cluster.
+    pub(super) workers: Option<usize>,
     /// Limit for making a node image.
     pub(super) node_image_minutes: Option<u32>,
 }
@@ -68,7 +71,7 @@ impl Cluster {
             nodes: Vec::new(),
             is_kube_proxy: options.kube_proxy.is_some(),
         };
-        if cluster.exists()? {
+        if cluster.containers()? > 0 {
             let proxies = "kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get pods \
                            --selector k8s-app=kube-proxy --output name";
             let proxies = command::read(cluster.engine.docker().args([
@@ -165,14 +168,15 @@ impl Cluster {
         self.engine.folder.join("kubeconfig")
     }
 
-    fn exists(&self) -> Result<bool> {
+    /// Its nodes as the container engine counts them.
+    fn containers(&self) -> Result<usize> {
         let filter = format!("label=io.x-k8s.kind.cluster={NAME}");
         let nodes = command::read(
             self.engine
                 .docker()
                 .args(["ps", "--quiet", "--filter", &filter]),
         )?;
-        Ok(!nodes.trim().is_empty())
+        Ok(nodes.lines().count())
     }
 
     fn create(&self, options: &Options) -> Result<()> {
@@ -180,7 +184,7 @@ impl Cluster {
         let is_own = image == OWN_IMAGE;
         let mut nodes = vec![json!({ "role": "control-plane" })];
         // Each in a zone of its own, for what topology asks.
-        nodes.extend((1..=WORKERS).map(|number| {
+        nodes.extend((1..=options.workers.unwrap_or(WORKERS)).map(|number| {
             json!({ "role": "worker", "labels": { "topology.kubernetes.io/zone": format!("zone-{number}") } })
         }));
         let config = json!({
@@ -242,6 +246,7 @@ impl Cluster {
 
     fn read_nodes(&self) -> Result<Vec<Node>> {
         let deadline = Instant::now() + Duration::from_secs(60);
+        let count = self.containers()?;
         loop {
             let list = self.get(&["nodes"])?;
             let nodes: Option<Vec<Node>> = list["items"]
@@ -252,7 +257,7 @@ impl Cluster {
                 .map(node)
                 .collect();
             match nodes {
-                Some(nodes) if nodes.len() == WORKERS + 1 => return Ok(nodes),
+                Some(nodes) if nodes.len() == count => return Ok(nodes),
                 _ if Instant::now() > deadline => {
                     bail!("the nodes have no addresses or pod ranges: {list}")
                 }

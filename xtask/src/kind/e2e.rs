@@ -59,12 +59,8 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> 
         .arg(format!("--focus={focus}"))
         .arg(format!("--skip={SKIP}"))
         .arg(&tests)
-        .args([
-            "--",
-            "--provider=skeleton",
-            "--num-nodes=2",
-            "--disable-log-dump",
-        ])
+        .args(["--", "--provider=skeleton", "--disable-log-dump"])
+        .arg(format!("--num-nodes={}", cluster.workers().count()))
         .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
         .arg(format!("--report-dir={}", results.display()))
         .stdout(log.try_clone()?)
