@@ -559,6 +559,7 @@ cases! {
     a_port_used_again_past_the_frontends
     stale_elements_are_not_believed
     masquerade_all_translates_local_backends
+    masquerade_all_keeps_clients_under_policy_local
     only_new_flows_are_judged
     affinity_stays_within_the_list_in_force
     late_segments_are_translated
@@ -1807,6 +1808,24 @@ fn stale_elements_are_not_believed<F: Net, W: World + Store<F>>(world: &mut W) {
     flow.to.daddr = F::addr(s.h.client);
     Store::<F>::put_opening(s.world, key, flow);
     s.dropped(At::Pod, &first(TCP, pod, vip), DropReason::FlowInsert);
+}
+
+/// Semantics 8.2, 9.2 b, 9.4: `--masquerade-all` hides no client of a frontend with the external policy Local.
+fn masquerade_all_keeps_clients_under_policy_local<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    s.modes(ModeFlags::MASQUERADE_ALL);
+    for (port, flags, is_kept) in [(80, ServiceFlags::EXTERNAL_LOCAL, true), (81, 0, false)] {
+        let (client, front) = (at(s.h.client, 40_000 + port), at(s.h.external, port));
+        s.service_with(
+            front,
+            TCP,
+            FrontendKind::LoadBalancer,
+            &[local(s.h.pod, 8080)],
+            |service| service.flags |= flags,
+        );
+        let source = s.sent(At::External, &first(TCP, client, front)).source;
+        assert_eq!(source == client, is_kept, "{front}: {source}");
+    }
 }
 
 /// Semantics 9.2 b. `--masquerade-all`: the reply of a local backend comes in at its pod interface.

@@ -120,7 +120,7 @@ pub struct ModeFlags;
 impl ModeFlags {
     /// `--masquerade kube-proxy`: semantics 9.2 to the letter.
     pub const MASQUERADE_KUBE_PROXY: u32 = 1 << 0;
-    /// `--masquerade-all`: every flow to a Service is source-translated.
+    /// `--masquerade-all`: every flow to a Service is source-translated, but for external frontends under policy Local.
     pub const MASQUERADE_ALL: u32 = 1 << 1;
     /// `--socket-lb all`: sockets of every namespace are translated.
     pub const SOCKET_ALL: u32 = 1 << 2;

@@ -388,7 +388,8 @@ pub fn nat<F: Ip>(
     if !pod && (backend.state & BackendState::LOCAL == 0 || *client == backend.addr) {
         return Nat::Snat;
     }
-    if modes & ModeFlags::MASQUERADE_ALL != 0 {
+    let is_kept = !service.is_internal() && service.has(ServiceFlags::EXTERNAL_LOCAL);
+    if modes & ModeFlags::MASQUERADE_ALL != 0 && !is_kept {
         return Nat::Snat;
     }
     if modes & ModeFlags::MASQUERADE_KUBE_PROXY != 0 {
