@@ -95,6 +95,7 @@ impl Loaded {
         let i = F::INDEX;
         let programs = &mut self.programs;
         programs.clear::<ServiceKey<F>, Service>(names::maps::SERVICES[i])?;
+        programs.clear_sources::<F>()?;
         programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::FLOWS[i])?;
         programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::OPENINGS[i])?;
         programs.clear::<AffinityKey<F>, Affinity>(names::maps::AFFINITY[i])

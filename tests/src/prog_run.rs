@@ -312,6 +312,18 @@ impl Programs {
         Ok(map.insert(&aya::maps::lpm_trie::Key::new(bits, Element(range)), 1, 0)?)
     }
 
+    /// Empties the source ranges.
+    pub fn clear_sources<F: Family>(&mut self) -> Result<()> {
+        let name = names::maps::SRC_RANGES[F::INDEX];
+        let mut map = LpmTrie::<_, Element<SourceRange<F>>, u32>::try_from(self.map(name)?)
+            .with_context(|| format!("map `{name}`"))?;
+        let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+        for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
     /// A counter ([`lb_common::abi::Counter`] or [`lb_common::abi::DropReason`] as a number) summed over
     /// all CPUs.
     pub fn counter(&mut self, index: u32) -> Result<u64> {
