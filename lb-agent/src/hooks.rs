@@ -80,7 +80,21 @@ impl Hooks {
         self.states.values()
     }
 
-    /// Loads what every node needs and attaches the socket hooks; returns the reasons of those that failed.
+    /// Loads what every node needs while the objects are on their way: the verifier takes a second of its own. What fails
+    /// is tried again when it is needed, and fatal there.
+    pub fn preload(&mut self, mode: SocketLb) {
+        const TC: [&str; 3] = [programs::TC_EXT_IN, programs::TC_POD_IN, programs::TC_OUT];
+        let sockets = programs::CGROUP
+            .into_iter()
+            .filter(|_| mode != SocketLb::Off);
+        for name in TC.into_iter().chain(sockets) {
+            if let Err(error) = self.loaded.program(name) {
+                tracing::debug!(program = name, "{}", chain(&error));
+            }
+        }
+    }
+
+    /// Loads what is still missing and attaches the socket hooks; returns the reasons of those that failed.
     pub fn sockets(
         &mut self,
         mode: SocketLb,

@@ -280,6 +280,7 @@ impl Agent {
         if self.dataplane.usage().service_ports != 0 {
             self.observer.serving();
         }
+        self.hooks.preload(self.config.socket_lb);
         let events = loop {
             tokio::select! {
                 biased;
