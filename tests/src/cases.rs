@@ -558,6 +558,7 @@ cases! {
     direct_connection_with_a_taken_tuple
     a_port_used_again_past_the_frontends
     stale_elements_are_not_believed
+    a_forged_twin_keeps_nobody_out
     masquerade_all_translates_local_backends
     masquerade_all_keeps_clients_under_policy_local
     only_new_flows_are_judged
@@ -1796,8 +1797,7 @@ fn stale_elements_are_not_believed<F: Net, W: World + Store<F>>(world: &mut W) {
     s.world.put_service(key, placed.service.sealed(&other));
     s.untouched(At::Pod, &first(TCP, pod, at(s.h.vip, 81)));
     s.counted(Counter::StaleElement, 1);
-    // A flow whose element belongs to another key: it is not followed, and not made anew while the
-    // stale one stands there.
+    // A flow whose element belongs to another key: it is not followed, and gives way.
     let (source, front) = (F::addr(s.h.pod), F::addr(s.h.vip));
     let (sport, dport) = (Be16::from_host(40_000), Be16::from_host(80));
     let key = FlowKey::new(source, front, sport, dport, TCP, Side::PodIn);
@@ -1807,7 +1807,48 @@ fn stale_elements_are_not_believed<F: Net, W: World + Store<F>>(world: &mut W) {
     };
     flow.to.daddr = F::addr(s.h.client);
     Store::<F>::put_opening(s.world, key, flow);
-    s.dropped(At::Pod, &first(TCP, pod, vip), DropReason::FlowInsert);
+    let to = at(s.h.remote, 8080);
+    for packet in [first(TCP, pod, vip), packet(TCP, pod, vip)] {
+        let arrived = s.sent(At::Pod, &packet);
+        assert_eq!((arrived.source, arrived.destination), (pod, to));
+    }
+}
+
+/// IPv6 packs the tuples of two protocols alike where the first source nibbles differ in one way. A forged source must
+/// not keep a client out.
+fn a_forged_twin_keeps_nobody_out<F: Net, W: World + Store<F>>(world: &mut W) {
+    let mut s = Scene::<F, W>::new(world);
+    let front = at(s.h.external, 53);
+    let to = at(s.h.pod, 8080);
+    for proto in PROTOCOLS {
+        s.service_with(
+            front,
+            proto,
+            FrontendKind::LoadBalancer,
+            &[local(s.h.pod, 8080)],
+            |service| service.flags |= ServiceFlags::EXTERNAL_LOCAL,
+        );
+    }
+    let twin = match s.h.client {
+        IpAddr::V4(addr) => IpAddr::from((u32::from(addr) ^ (4 << 28)).to_be_bytes()),
+        IpAddr::V6(addr) => IpAddr::from((u128::from(addr) ^ (4 << 124)).to_be_bytes()),
+    };
+    for (port, theirs, ours) in [(40_000, UDP, TCP), (40_001, TCP, UDP)] {
+        let (forged, client) = (at(twin, port), at(s.h.client, port));
+        s.sent(At::External, &first(theirs, forged, front));
+        for packet in [first(ours, client, front), packet(ours, client, front)] {
+            let arrived = s.sent(At::External, &packet);
+            assert_eq!((arrived.source, arrived.destination), (client, to));
+        }
+        s.exit = EXTERNAL;
+        let answer = packet(ours, to, client);
+        s.check(
+            At::Out,
+            &answer,
+            Verdict::Pass,
+            &packet(ours, front, client),
+        );
+    }
 }
 
 /// Semantics 8.2, 9.2 b, 9.4: `--masquerade-all` hides no client of a frontend with the external policy Local.

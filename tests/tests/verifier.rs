@@ -50,6 +50,9 @@ fn accepted(features: &Features) -> Result<()> {
             "{name:16} {verified:>10} {:>10} {stack:>10}",
             info.size_translated().unwrap_or(0)
         );
+        // Its body is in a function of its own: then the stack is not what is shown, and 256 bytes are the limit beside
+        // tail calls.
+        ensure!(*stack > 0 || name == "clock", "`{name}` is not inlined");
         ensure!(*stack <= MOST_STACK, "`{name}` uses {stack} bytes of stack");
         ensure!(
             verified <= MOST_INSTRUCTIONS,

@@ -163,17 +163,28 @@ pub fn is_outside_reply<F: Ip>(flow: &Flow<F>) -> bool {
 #[inline(always)]
 pub fn forget_if_over<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, reply: &Flow<F>) -> bool {
     let original_key = reply.partner_key(key);
-    let Some(original) = tables
+    let (mut flags, mut original_flags, mut is_whole) = (reply.flags, 0, false);
+    if let Some(entry) = tables
         .flow(&original_key)
         .or_else(|| tables.opening(&original_key))
-    else {
-        return false;
-    };
-    let flags = original.flags();
-    if (reply.flags | flags) & FlowFlags::RST == 0 && reply.flags & flags & FlowFlags::FIN == 0 {
+    {
+        let original = entry.read();
+        // Else the client's port was used again at the frontend, with another backend: that flow is another one.
+        is_whole = original.check == flow_check(&original_key)
+            && original.to.daddr == key.saddr
+            && original.to.dport == key.sport
+            && original.to.sport == key.dport;
+        if is_whole {
+            original_flags = original.flags;
+            flags |= original_flags;
+        }
+    }
+    if flags & FlowFlags::RST == 0 && reply.flags & original_flags & FlowFlags::FIN == 0 {
         return false;
     }
-    remove(tables, &original_key);
+    if is_whole {
+        remove(tables, &original_key);
+    }
     remove(tables, key);
     tables.count(Counter::OverForgotten);
     true
@@ -484,34 +495,36 @@ pub fn open<F: Ip, T: Tables<F>>(
         }
     }
     write_reply(tables, key, flow, reply_key, reply, source)?;
-    match tables.insert_opening(key, flow) {
-        Insert::Done => {
-            tables.count(Counter::NewFlow);
-            tables.count_service_flow(choice.backend.service_id);
-            Ok(())
-        }
-        Insert::Exists => {
-            tables.count(Counter::InsertRace);
-            let check = flow.check;
-            let ours = flow.to;
-            let winner = tables
-                .opening(key)
-                .or_else(|| tables.flow(key))
-                .ok_or(DropReason::FlowInsert)?;
-            *flow = winner.read();
-            if flow.check != check {
-                return Err(DropReason::FlowInsert);
+    let mut tries = 0;
+    while tries < 2 {
+        match tables.insert_opening(key, flow) {
+            Insert::Done => {
+                tables.count(Counter::NewFlow);
+                tables.count_service_flow(choice.backend.service_id);
+                return Ok(());
             }
-            if flow.to != ours {
+            Insert::Failed => break,
+            Insert::Exists => {}
+        }
+        tables.count(Counter::InsertRace);
+        let Some(winner) = tables.opening(key).or_else(|| tables.flow(key)) else {
+            break;
+        };
+        *reply = winner.read();
+        if reply.check == flow.check {
+            if reply.to != flow.to {
                 tables.remove_opening(reply_key);
             }
-            Ok(())
+            *flow = *reply;
+            return Ok(());
         }
-        Insert::Failed => {
-            tables.remove_opening(reply_key);
-            Err(DropReason::FlowInsert)
-        }
+        // Not this key's: a stale element, or a tuple that IPv6 packs alike, which only a forged source has. It must
+        // not keep this one out.
+        tables.remove_opening(key);
+        tries += 1;
     }
+    tables.remove_opening(reply_key);
+    Err(DropReason::FlowInsert)
 }
 
 /// Writes the reply entry of a new flow under a tuple that is free, with another source port where need

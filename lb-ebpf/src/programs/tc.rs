@@ -57,126 +57,147 @@ impl Way {
 
 /// Pod interface ingress.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_in(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::ETH, Way::Pod)
 }
 
 /// External interface ingress.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_in(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::ETH, Way::External)
 }
 
 /// Egress of any interface.
 #[classifier]
+#[inline(always)]
 pub fn tc_out(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::ETH, Way::Out)
 }
 
 /// Pod interface ingress without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_in_l3(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::START, Way::Pod)
 }
 
 /// External interface ingress without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_in_l3(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::START, Way::External)
 }
 
 /// Egress of any interface without a link-layer header.
 #[classifier]
+#[inline(always)]
 pub fn tc_out_l3(ctx: TcContext) -> i32 {
     by_family(&ctx, Offset::START, Way::Out)
 }
 
 /// External ingress, the slow path, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_slow_v4(ctx: TcContext) -> i32 {
     slow::<V4>(&ctx, Way::External)
 }
 
 /// External ingress, the slow path, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_slow_v6(ctx: TcContext) -> i32 {
     slow::<V6>(&ctx, Way::External)
 }
 
 /// Pod ingress, the slow path, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_slow_v4(ctx: TcContext) -> i32 {
     slow::<V4>(&ctx, Way::Pod)
 }
 
 /// Pod ingress, the slow path, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_slow_v6(ctx: TcContext) -> i32 {
     slow::<V6>(&ctx, Way::Pod)
 }
 
 /// Egress, the slow path, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_out_slow_v4(ctx: TcContext) -> i32 {
     slow::<V4>(&ctx, Way::Out)
 }
 
 /// Egress, the slow path, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_out_slow_v6(ctx: TcContext) -> i32 {
     slow::<V6>(&ctx, Way::Out)
 }
 
 /// External ingress, a packet without a flow, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_open_v4(ctx: TcContext) -> i32 {
     open::<V4>(&ctx, Hook::External)
 }
 
 /// External ingress, a packet without a flow, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_ext_open_v6(ctx: TcContext) -> i32 {
     open::<V6>(&ctx, Hook::External)
 }
 
 /// Pod ingress, a packet without a flow, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_open_v4(ctx: TcContext) -> i32 {
     open::<V4>(&ctx, Hook::Pod)
 }
 
 /// Pod ingress, a packet without a flow, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_pod_open_v6(ctx: TcContext) -> i32 {
     open::<V6>(&ctx, Hook::Pod)
 }
 
 /// A packet that nobody serves, IPv4.
 #[classifier]
+#[inline(always)]
 pub fn tc_refuse_v4(ctx: TcContext) -> i32 {
     answer::<V4>(&ctx)
 }
 
 /// A packet that nobody serves, IPv6.
 #[classifier]
+#[inline(always)]
 pub fn tc_refuse_v6(ctx: TcContext) -> i32 {
     answer::<V6>(&ctx)
 }
 
 /// An ICMP message at any side.
 #[classifier]
+#[inline(always)]
 pub fn tc_icmp_v4(ctx: TcContext) -> i32 {
     icmp::<V4>(&ctx)
 }
 
 /// An ICMPv6 message at any side.
 #[classifier]
+#[inline(always)]
 pub fn tc_icmp_v6(ctx: TcContext) -> i32 {
     icmp::<V6>(&ctx)
 }
 
 /// Reads the kernel's clocks into the first 16 bytes of the packet; run by the agent, never attached.
 #[classifier]
+#[inline(always)]
 pub fn clock(ctx: TcContext) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let now = read_clock();

@@ -23,6 +23,7 @@ const OPEN: u32 = 2;
 
 /// External ingress.
 #[xdp]
+#[inline(always)]
 pub fn xdp_ext_in(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(ctx.ctx);
     let Some(eth) = packet.header::<Eth>(Offset::START) else {
@@ -40,24 +41,28 @@ pub fn xdp_ext_in(ctx: XdpContext) -> u32 {
 
 /// The slow path, IPv4.
 #[xdp]
+#[inline(always)]
 pub fn xdp_slow_v4(ctx: XdpContext) -> u32 {
     slow::<V4>(&ctx)
 }
 
 /// The slow path, IPv6.
 #[xdp]
+#[inline(always)]
 pub fn xdp_slow_v6(ctx: XdpContext) -> u32 {
     slow::<V6>(&ctx)
 }
 
 /// A packet without a flow, IPv4.
 #[xdp]
+#[inline(always)]
 pub fn xdp_open_v4(ctx: XdpContext) -> u32 {
     open::<V4>(&ctx)
 }
 
 /// A packet without a flow, IPv6.
 #[xdp]
+#[inline(always)]
 pub fn xdp_open_v6(ctx: XdpContext) -> u32 {
     open::<V6>(&ctx)
 }
