@@ -477,8 +477,10 @@ fn choose_port(socket: &Socket) -> io::Result<()> {
     const EPHEMERAL: std::ops::Range<u32> = 32768..60999;
     const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let len = EPHEMERAL.end - EPHEMERAL.start;
-    let port = EPHEMERAL.start + NEXT.fetch_add(1, Ordering::Relaxed) % len;
+    let port = EPHEMERAL.start + NEXT.fetch_add(1, Ordering::Relaxed);
+    if !EPHEMERAL.contains(&port) {
+        return Ok(()); // all were had once
+    }
     let range: u32 = port << 16 | port;
     const LEN: libc::socklen_t = 4;
     const _: () = assert!(size_of::<u32>() == LEN as usize);

@@ -81,6 +81,15 @@ fn name(service: u8) -> String {
     format!("s{service}")
 }
 
+/// Stops the clients, also when the roll-out panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Dials every Service in turn, a new connection each.
 fn dial(subject: &Subject, tally: &Tally, stop: &AtomicBool) {
     let client = subject.world.a().pod(0);
@@ -88,7 +97,7 @@ fn dial(subject: &Subject, tally: &Tally, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let ip = Ip::BOTH[number % 2];
+        let ip = Ip::BOTH[number / usize::from(SERVICES) % 2];
         let service = FIRST + u8::try_from(number % usize::from(SERVICES)).unwrap_or_default();
         let dial = Dial::tcp(client, (cluster_ip(ip, service), PORT).into()).timeout(PATIENCE);
         tally.dialled.fetch_add(1, Ordering::Relaxed);
@@ -203,6 +212,7 @@ fn rolling_updates_break_nothing() -> Result<()> {
             askers.push(scope.spawn(move || ask(subject, streams, datagrams, tally, stop)));
         }
         let world = &subjects[0].world;
+        let guard = Stop(stop);
         let start = Instant::now();
         let result = (1..=STEPS)
             .try_for_each(|step| {
@@ -216,7 +226,7 @@ fn rolling_updates_break_nothing() -> Result<()> {
                     .try_for_each(|service| api.apply_all(&last_slices(world, service)))
             });
         let elapsed = start.elapsed();
-        stop.store(true, Ordering::Relaxed);
+        drop(guard);
         for asker in askers {
             asker
                 .join()

@@ -136,6 +136,16 @@ fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
     written(&generated)
 }
 
+/// The page without the examples of its tables: which of two backends kube-proxy takes, and so what a few dials show, is
+/// its dice's to say.
+fn without_examples(page: &str) -> String {
+    let row = |line: &str| match line.strip_suffix(" |").and_then(|it| it.rsplit_once(" | ")) {
+        Some((row, _example)) => format!("{row}\n"),
+        None => format!("{line}\n"),
+    };
+    page.lines().map(row).collect()
+}
+
 /// The page in the tree says the same, or is made to.
 fn written(generated: &str) -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/differences.md");
@@ -147,7 +157,7 @@ fn written(generated: &str) -> Result<()> {
         return Ok(());
     }
     ensure!(
-        present == wanted,
+        without_examples(&present) == without_examples(&wanted),
         "docs/differences.md is not what the run shows; write it by LB_WRITE_DIFFERENCES=1:\n{generated}"
     );
     Ok(())

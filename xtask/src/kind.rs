@@ -55,16 +55,10 @@ pub(crate) fn kind(arguments: &[String]) -> Result<ExitCode> {
 
 fn test(options: &Test) -> Result<ExitCode> {
     let mut report = Report::default();
-    // What has nothing to do with the agent: the container engine, the cluster, upstream's programs.
+    // What has nothing to do with the agent: the container engine and the cluster.
     let provisioned = Engine::up()
         .context("no container engine")
-        .and_then(|engine| Cluster::provision(engine, &options.cluster).context("no cluster"))
-        .and_then(|cluster| {
-            if options.e2e.is_some() {
-                e2e::provision(&cluster).context("no upstream tests")?;
-            }
-            Ok(cluster)
-        });
+        .and_then(|engine| Cluster::provision(engine, &options.cluster).context("no cluster"));
     let cluster = match provisioned {
         Ok(cluster) => cluster,
         Err(error) if options.may_skip => {
@@ -78,7 +72,13 @@ fn test(options: &Test) -> Result<ExitCode> {
         proof::run(&cluster, &mut report)?;
     }
     if let Some(e2e) = &options.e2e {
-        e2e::run(&cluster, e2e, &mut report)?;
+        match e2e::programs(&cluster) {
+            Ok(programs) => e2e::run(&cluster, e2e, &programs, &mut report)?,
+            Err(error) if options.may_skip => {
+                report.skip("upstream's specs", &format!("{error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
     }
     report.end()
 }

@@ -71,7 +71,17 @@ impl Cluster {
             nodes: Vec::new(),
             is_kube_proxy: options.kube_proxy.is_some(),
         };
-        if cluster.containers()? > 0 {
+        let containers = cluster.containers()?;
+        if containers > 0 {
+            if options
+                .workers
+                .is_some_and(|workers| workers + 1 != containers)
+            {
+                bail!(
+                    "the cluster is there with {} workers; `cargo xtask kind down` first",
+                    containers - 1
+                );
+            }
             let proxies = "kubectl --kubeconfig /etc/kubernetes/admin.conf --namespace kube-system get pods \
                            --selector k8s-app=kube-proxy --output name";
             let proxies = command::read(cluster.engine.docker().args([

@@ -38,8 +38,12 @@ enum Outcome {
 }
 
 /// Runs the specs; one that passes with kube-proxy and not here is a failure, and so is one without a baseline.
-pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> Result<()> {
-    let (ginkgo, tests) = programs(cluster)?;
+pub(super) fn run(
+    cluster: &Cluster,
+    options: &Options,
+    (ginkgo, tests): &(PathBuf, PathBuf),
+    report: &mut Report,
+) -> Result<()> {
     let results = cluster.engine.folder.join("e2e");
     if results.exists() {
         fs::remove_dir_all(&results)?;
@@ -53,12 +57,12 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> 
     ));
     let status = cluster
         .engine
-        .inside(&ginkgo)
+        .inside(ginkgo)
         .arg(format!("--procs={PARALLEL}"))
         .args(["--no-color", "--timeout=3h"])
         .arg(format!("--focus={focus}"))
         .arg(format!("--skip={SKIP}"))
-        .arg(&tests)
+        .arg(tests)
         .args(["--", "--provider=skeleton", "--disable-log-dump"])
         .arg(format!("--num-nodes={}", cluster.workers().count()))
         .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
@@ -73,6 +77,13 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> 
         "no spec ran ({status}); see {}",
         results.join("log").display()
     );
+    let is_failed = seen.values().any(|outcome| *outcome == Outcome::Failed);
+    if !status.success() && !is_failed {
+        // Interrupted, or something beside the specs failed.
+        let log = results.join("log");
+        let error = anyhow::anyhow!("ginkgo ended with {status}; see {}", log.display());
+        report.check("the run of upstream's specs", Err(error));
+    }
     let path = file("baseline.tsv");
     let baseline = baseline(
         &fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?,
@@ -94,13 +105,8 @@ pub(super) fn run(cluster: &Cluster, options: &Options, report: &mut Report) -> 
     Ok(())
 }
 
-/// Builds the programs where they are missing.
-pub(super) fn provision(cluster: &Cluster) -> Result<()> {
-    programs(cluster).map(drop)
-}
-
 /// ginkgo and e2e.test: as the node image's script builds them, else from PATH.
-fn programs(cluster: &Cluster) -> Result<(PathBuf, PathBuf)> {
+pub(super) fn programs(cluster: &Cluster) -> Result<(PathBuf, PathBuf)> {
     let bin = folder()?.join("bin");
     let both = [bin.join("ginkgo"), bin.join("e2e.test")];
     if !both.iter().all(|path| path.exists()) {
