@@ -3,6 +3,7 @@
 pub mod compat;
 pub mod conntrack;
 mod families;
+pub mod file;
 mod kube_proxy;
 mod written;
 
@@ -17,6 +18,7 @@ use clap::{Args, ValueEnum};
 use self::{
     compat::{CompatArgs, LocalDetector},
     conntrack::Setting,
+    file::ConfigFile,
 };
 use crate::{
     desired::{NodePortAddresses, state::Prefix},
@@ -177,7 +179,7 @@ pub struct RunArgs {
     /// When the source address is translated
     #[arg(long, value_enum, default_value_t = Masquerade::Needed)]
     pub masquerade: Masquerade,
-    /// Translate the source address of all Service traffic
+    /// Translate the source address of all Service traffic, but of clients of external frontends under policy Local
     #[arg(long)]
     pub masquerade_all: bool,
     /// How kube-proxy knows a pod's packet: BridgeInterface and InterfaceNamePrefix name pod interfaces beside those that are
@@ -293,7 +295,7 @@ pub struct Config {
     /// All of this as a KubeProxyConfiguration, as far as that has words for it.
     pub effective: serde_json::Value,
     /// `--config` and what was in it.
-    pub file: Option<(PathBuf, String)>,
+    pub file: Option<ConfigFile>,
     /// What a person should know about the flags.
     pub warnings: Vec<String>,
 }
@@ -308,7 +310,7 @@ impl RunArgs {
         let mut args = self.clone();
         let (text, warnings) = kube_proxy::read(path, &mut args)?;
         let mut config = args.checked(warnings, has_ipv6)?;
-        config.file = Some((path.clone(), text));
+        config.file = Some(ConfigFile::new(path.clone(), text));
         Ok(config)
     }
 

@@ -10,14 +10,14 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::echo::{Dial, Failure, Proto, Stream};
 use lb_tests::{
-    agent::{TempDir, binary},
+    agent::{Agent, AgentOptions, TempDir, binary},
     manifest::{Endpoint, Service, Slice},
     require,
     scene::{
         SILENCE, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_failure,
         external_ip, external_ips,
     },
-    topology::{Ip, World},
+    topology::{Ip, World, WorldOptions},
     wait,
 };
 use serde_json::Value;
@@ -134,6 +134,36 @@ fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// Semantics 24.1: an agent that waits for an API server in vain hears of its file, too.
+#[test]
+fn a_changed_file_ends_an_agent_that_waits_for_its_lists() -> Result<()> {
+    require!(Root, Bpf, Cgroup2);
+    let world = World::new(WorldOptions::default())?;
+    let dir = TempDir::new("config")?;
+    let [path, kubeconfig] = ["config.conf", "kubeconfig"].map(|name| dir.path().join(name));
+    fs::write(&path, HEAD)?;
+    let nobody = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1"}}],
+    });
+    fs::write(&kubeconfig, nobody.to_string())?;
+    let options = AgentOptions::default().flag(&format!("--config={}", path.display()));
+    let mut agent = Agent::prepare_api(world.a(), &kubeconfig, options)?;
+    agent.run()?;
+    agent.wait_log("no complete lists yet")?;
+    fs::write(&path, format!("{HEAD}oomScoreAdj: 0\n"))?;
+    let status = wait::until("the agent ends", LOOK, || {
+        agent.exited()?.ok_or_else(|| anyhow::anyhow!("it runs"))
+    })?;
+    let log = agent.log();
+    ensure!(
+        !status.success() && log.contains("has changed: start the agent again"),
+        "{status}: {log}"
+    );
+    Ok(())
+}
+
 /// Semantics 24.11, 25.5: `run --cleanup` does what `cleanup` does, as often as one likes, once its flags are right.
 #[test]
 fn cleanup_as_a_flag_takes_everything_away() -> Result<()> {
@@ -215,6 +245,12 @@ fn init_only_sets_the_kernel_and_ends() -> Result<()> {
     let said = String::from_utf8(failed.stderr)?;
     ensure!(
         !failed.status.success() && said.contains("nf_conntrack_max"),
+        "{said}"
+    );
+    let elsewhere = run(&proc.path().join("elsewhere"), &flags)?;
+    let said = String::from_utf8(elsewhere.stderr)?;
+    ensure!(
+        !elsewhere.status.success() && said.contains("no settings of the network"),
         "{said}"
     );
     Ok(())

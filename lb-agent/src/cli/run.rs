@@ -25,7 +25,9 @@ use crate::{
         store::{ConfigEntry, PinnedStore},
     },
     cli::cleanup,
-    config::{Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, conntrack},
+    config::{
+        Config, Masquerade, ObjectSource, RunArgs, SocketLb, TcAttach, conntrack, file::Look,
+    },
     dataplane::{
         ApplyReport, Dataplane, DataplaneConfig,
         gc::{FlowGc, Now, Timeouts},
@@ -135,7 +137,15 @@ fn prepare(config: &Config) -> Vec<conntrack::Setting> {
 /// Sets what can be set; gives back what the kernel does not have now.
 fn set_conntrack(settings: &[conntrack::Setting]) -> Vec<conntrack::Setting> {
     let mut absent = Vec::new();
-    for unset in conntrack::write(settings, &conntrack::proc_sys(), conntrack::host_cpus()) {
+    if settings.is_empty() {
+        return absent;
+    }
+    let written = conntrack::write(settings, &conntrack::proc_sys(), conntrack::host_cpus());
+    let unset = written.unwrap_or_else(|error| {
+        tracing::error!("conntrack is not set: {error}");
+        Vec::new()
+    });
+    for unset in unset {
         if unset.is_absent() {
             absent.push(unset.setting);
         } else {
@@ -152,7 +162,7 @@ fn init_only(config: &Config) -> Result<()> {
         &config.conntrack,
         &conntrack::proc_sys(),
         conntrack::host_cpus(),
-    ) {
+    )? {
         if !unset.is_absent() {
             return Err(unset.into());
         }
@@ -275,6 +285,8 @@ impl Agent {
     /// Waits for the first complete state and serves it; `None`: a signal came before.
     async fn begin(&mut self, mut source: Source, signals: &mut Signals) -> Result<Option<Source>> {
         let mut gc = ticks(GC_INTERVAL);
+        let mut surroundings = ticks(HOOKS_INTERVAL);
+        surroundings.reset();
         let mut patience = pin!(sleep(PATIENCE));
         let mut is_waiting = false;
         if self.dataplane.usage().service_ports != 0 {
@@ -303,6 +315,8 @@ impl Agent {
                     }
                 }
                 _ = gc.tick() => self.collect(),
+                // The lists may be waited for because the file is wrong.
+                _ = surroundings.tick() => self.follow_surroundings().await?,
             }
         };
         self.first(events)?;
@@ -401,8 +415,7 @@ impl Agent {
                 _ = audit.tick() => self.audit(),
                 _ = hooks.tick() => {
                     self.repair_hooks()?;
-                    self.conntrack = set_conntrack(&self.conntrack);
-                    self.end_with_another_file()?;
+                    self.follow_surroundings().await?;
                 }
             }
         }
@@ -422,27 +435,22 @@ impl Agent {
         anyhow::Error::from(failure).context("--bind-address-hard-fail")
     }
 
-    /// A changed file of `--config` takes effect when the agent is started anew, which whoever runs it does (semantics
-    /// 24.1). One that cannot be used would leave the node without changes, so it is only told.
-    fn end_with_another_file(&mut self) -> Result<()> {
-        let Some((path, text)) = &mut self.config.file else {
+    /// What changes without anybody saying so: whether conntrack is loaded, and the file of `--config`. Another file takes
+    /// effect when the agent is started anew, which whoever runs it does (semantics 24.1). One that no agent could start
+    /// with would leave the node without changes, so it is only told.
+    async fn follow_surroundings(&mut self) -> Result<()> {
+        self.conntrack = set_conntrack(&self.conntrack);
+        let Some(file) = &mut self.config.file else {
             return Ok(());
         };
-        let Ok(now) = std::fs::read_to_string(&path) else {
-            // Between two versions there may be none.
-            return Ok(());
-        };
-        if now == *text {
-            return Ok(());
-        }
-        *text = now;
-        match self.args.validate() {
-            Ok(_) => bail!(
+        match file.look(&self.args).await {
+            Look::Same => Ok(()),
+            Look::Changed(path) => bail!(
                 "{} has changed: start the agent again to use it; the dataplane stays attached",
                 path.display()
             ),
-            Err(error) => {
-                tracing::error!("the changed configuration is not used: {}", chain(&error));
+            Look::Refused(why) => {
+                tracing::error!("the changed configuration is not used: {why}");
                 Ok(())
             }
         }

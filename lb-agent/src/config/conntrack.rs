@@ -33,6 +33,16 @@ pub struct Unset {
     source: io::Error,
 }
 
+/// There are no settings of the network where `/proc/sys` should be.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "no settings of the network in {}; name the node's /proc/sys, or what it is mounted as, in LB_PROC_SYS",
+    path.display()
+)]
+pub struct NoProcSys {
+    path: PathBuf,
+}
+
 impl Unset {
     /// The kernel has no such file: conntrack is not loaded.
     pub fn is_absent(&self) -> bool {
@@ -66,7 +76,11 @@ fn count(list: &str) -> Option<u32> {
 }
 
 /// Sets what is not so already; tells what it could not set.
-pub fn write(settings: &[Setting], proc_sys: &Path, cpus: u32) -> Vec<Unset> {
+pub fn write(settings: &[Setting], proc_sys: &Path, cpus: u32) -> Result<Vec<Unset>, NoProcSys> {
+    let net = proc_sys.join("net");
+    if !net.is_dir() {
+        return Err(NoProcSys { path: net });
+    }
     let one = |setting: &Setting| {
         let written = match setting {
             Setting::Max(per_core, min) => {
@@ -88,7 +102,7 @@ pub fn write(settings: &[Setting], proc_sys: &Path, cpus: u32) -> Vec<Unset> {
             source,
         })
     };
-    settings.iter().filter_map(one).collect()
+    Ok(settings.iter().filter_map(one).collect())
 }
 
 fn max(per_core: u32, min: u32, cpus: u32) -> u32 {
@@ -150,7 +164,7 @@ mod tests {
             Setting::Value("nf_conntrack_tcp_timeout_established", 86_400),
             Setting::Value("nf_conntrack_udp_timeout", 30),
         ];
-        let unset = write(&settings, dir.path(), 2);
+        let unset = write(&settings, dir.path(), 2).unwrap();
         assert_eq!(has("nf_conntrack_max"), "131072");
         assert_eq!(has("nf_conntrack_buckets"), "65536\n", "enough of them");
         assert_eq!(has("nf_conntrack_tcp_timeout_close_wait"), "3600");
@@ -161,8 +175,20 @@ mod tests {
         assert!(unset[0].is_absent());
         assert!(unset[0].to_string().contains("nf_conntrack_udp_timeout"));
         put("nf_conntrack_buckets", "1024\n");
-        assert!(write(&settings[..1], dir.path(), 8).is_empty());
+        assert!(write(&settings[..1], dir.path(), 8).unwrap().is_empty());
         assert_eq!(has("nf_conntrack_max"), "262144");
         assert_eq!(has("nf_conntrack_buckets"), "65536");
+    }
+
+    // semantics 24.9
+    #[test]
+    fn conntrack_that_is_not_loaded_differs_from_a_wrong_place() {
+        let dir = TempDir::new();
+        let settings = [Setting::Value("nf_conntrack_udp_timeout", 30)];
+        let error = write(&settings, dir.path(), 2).unwrap_err().to_string();
+        assert!(error.contains("LB_PROC_SYS"), "{error}");
+        fs::create_dir(dir.path().join("net")).unwrap();
+        let unset = write(&settings, dir.path(), 2).unwrap();
+        assert!(unset[0].is_absent());
     }
 }

@@ -25,6 +25,11 @@ pub struct Access {
 }
 
 impl Access {
+    /// Whether an agent could start with it: reads all that a start reads. Asks nothing of the server. Needs a runtime.
+    pub async fn check(&self) -> Result<(), AccessError> {
+        connect(self).await.map(drop)
+    }
+
     /// The given address. A template that is filled with nothing gives an empty one, which is none.
     fn given(&self) -> Option<&str> {
         self.server
