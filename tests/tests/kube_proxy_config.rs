@@ -14,8 +14,8 @@ use lb_tests::{
     manifest::{Endpoint, Service, Slice},
     require,
     scene::{
-        SILENCE, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_failure,
-        external_ip, external_ips,
+        SILENCE, SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect,
+        expect_failure, external_ip, external_ips,
     },
     topology::{Ip, World, WorldOptions},
     wait,
@@ -116,7 +116,7 @@ fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
     })?;
     ensure!(scene.a.exited()?.is_none(), "{}", scene.a.log());
     let mut stream = Stream::open(dials(&scene.world).next().expect("one dial"))?;
-    stream.ask(SILENCE)?;
+    stream.ask(SOON)?;
     // As kubelet does it with a ConfigMap: another file behind the same name.
     let next = dir.path().join("next");
     fs::write(&next, format!("{HEAD}oomScoreAdj: 0\n"))?;
@@ -127,7 +127,7 @@ fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
     ensure!(!status.success(), "{status}");
     let log = scene.a.log();
     ensure!(log.contains("has changed: start the agent again"), "{log}");
-    stream.ask(SILENCE)?;
+    stream.ask(SOON)?;
     for dial in dials(&scene.world) {
         dial.ask()?;
     }
