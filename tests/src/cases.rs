@@ -664,8 +664,8 @@ fn middle<F: Net, W: World + Store<F>>(
     parsed.source
 }
 
-/// Semantics 9.5. Design, section 4, table: destination at external ingress, source at egress; the reverse the same, so
-/// that what lies between sees the client and the backend (semantics 25.8).
+/// Semantics 9.5. Destination at external ingress, source at egress, and the reverse (docs/decisions.md, "Two hooks, one
+/// tuple between them"): what lies between sees the client and the backend (semantics 25.8).
 fn outside_to_remote_backend_by_tc_and_back<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     for proto in PROTOCOLS {
@@ -784,7 +784,7 @@ fn outside_to_remote_backend_by_xdp_is_what_tc_makes_of_it<F: Net, W: World + St
     s.counted(Counter::XdpTranslated, 10);
 }
 
-/// Design, section 4: XDP forwards only when it can do everything.
+/// XDP forwards only when it can do everything (docs/decisions.md, "The stack forwards, XDP is a shortcut").
 fn xdp_leaves_to_tc_what_it_cannot_do<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (client, front) = (at(s.h.client, 40_000), at(s.h.external, 443));
@@ -864,7 +864,7 @@ fn traffic_that_is_not_ours_is_untouched<F: Net, W: World + Store<F>>(world: &mu
     assert_eq!((s.flows(), s.openings()), (0, 0));
 }
 
-/// Design, section 4, "Openings and flows".
+/// docs/decisions.md, "Openings apart from flows".
 fn reply_and_ack_confirm_a_flow<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip, to) = (at(s.h.pod, 40_000), at(s.h.vip, 80), at(s.h.remote, 8080));
@@ -1654,7 +1654,7 @@ fn errors_about_others_are_untouched<F: Net, W: World + Store<F>>(world: &mut W)
     s.counted(Counter::IcmpError, 0);
 }
 
-/// Design, section 4: a redirect quotes a tuple that the client does not know.
+/// A redirect quotes a tuple that the client does not know.
 fn redirects_about_translated_packets_are_dropped<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (client, front) = (at(s.h.client, 40_000), at(s.h.node, 30_080));
@@ -1696,7 +1696,7 @@ fn redirects_about_translated_packets_are_dropped<F: Net, W: World + Store<F>>(w
     }
 }
 
-/// Design, section 4: a pod dials a backend itself from the port of its flow through a VIP.
+/// A pod dials a backend itself from the port of its flow through a VIP.
 fn direct_connection_with_a_taken_tuple<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip, to) = (at(s.h.pod, 40_000), at(s.h.vip, 80), at(s.h.remote, 8080));
@@ -1786,7 +1786,7 @@ fn a_port_used_again_past_the_frontends<F: Net, W: World + Store<F>>(world: &mut
     }
 }
 
-/// Design, section 3, "Stale and torn elements".
+/// docs/decisions.md, "Stale and torn elements".
 fn stale_elements_are_not_believed<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip) = (at(s.h.pod, 40_000), at(s.h.vip, 80));

@@ -166,7 +166,7 @@ fn udp_flows_move_when_their_endpoint_is_gone_but_stay_while_it_serves(
     Ok(())
 }
 
-/// Design, section 4: two Services, one backend, one client port. One of the two flows gets another source
+/// Two Services, one backend, one client port. One of the two flows gets another source
 /// port, and both work side by side.
 fn two_services_to_one_backend_from_one_port_do_not_clash(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;

@@ -31,7 +31,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects
 }
 
-/// Design, section 6: a pod that appears is covered before it can use its network in practice.
+/// A pod that appears is covered before it can use its network in practice.
 #[test]
 fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()> {
     require!(Root, Bpf, Cgroup2);
@@ -97,7 +97,7 @@ fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()
     Ok(())
 }
 
-/// Semantics 19.4, 28.18. Design, section 4: the kernel's conntrack sees genuine flows, nothing INVALID.
+/// Semantics 19.4, 28.18: the kernel's conntrack sees genuine flows, nothing INVALID.
 #[test]
 fn conntrack_calls_nothing_invalid() -> Result<()> {
     require!(Root, Bpf, Cgroup2, Nft);

@@ -236,7 +236,7 @@ endpoints: [{addresses: [10.244.2.2]}]
     Ok(())
 }
 
-/// Design, section 7: an error that names both files, and the first keeps serving.
+/// An error that names both files, and the first keeps serving.
 #[test]
 fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

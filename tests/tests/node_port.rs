@@ -331,7 +331,7 @@ fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()
     Ok(())
 }
 
-/// Design, sections 4 and 6: XDP carries flows to remote backends where it may transmit, tc the others.
+/// XDP carries flows to remote backends where it may transmit, tc the others.
 fn the_hook_that_should_translate_does(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
     let counted = |event: &str| {

@@ -211,7 +211,8 @@ impl FlowFlags {
     pub const REPLY_AT_POD: u16 = 1 << 9;
     /// The original entry is keyed at [`Side::PodIn`] (reply entries).
     pub const ORIGINAL_AT_POD: u16 = 1 << 10;
-    /// A connection that is no Service's, made a flow because its tuple was taken (design section 4).
+    /// A connection that is no Service's, made a flow because its tuple was taken (docs/decisions.md, "A direct
+    /// connection with a taken tuple is a flow").
     pub const DIRECT: u16 = 1 << 11;
     /// This direction has sent FIN or RST.
     pub const CLOSING: u16 = Self::FIN | Self::RST;

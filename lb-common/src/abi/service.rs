@@ -50,7 +50,7 @@ pub struct SelectionList {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Service {
     /// [`service_check`] over key and value. First, so that a reader who compares it last sees every
-    /// overwritten element (dataplane design, "Stale and torn elements").
+    /// overwritten element (docs/decisions.md, "Stale and torn elements").
     pub check: u32,
     /// Id of the service port (index of `service_stats`, part of the affinity key). All frontends of
     /// one service port share it; ids are unique over both families. 0 is no service port.

@@ -379,7 +379,7 @@ pub enum Nat {
     Hairpin,
 }
 
-/// Decides source translation (semantics 9; design section 4, "When to SNAT").
+/// Decides source translation (semantics 9; docs/decisions.md, "Translate the source only where the reply would miss the node").
 #[inline(always)]
 pub fn nat<F: Ip>(
     modes: u32,
