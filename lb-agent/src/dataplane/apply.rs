@@ -23,74 +23,14 @@ use super::{
     frontends::FrontendMap,
     ids::Ids,
     maglev::{Maglev, Member, rows_for},
-    model::{self, ApplyError, DataplaneConfig, NamedKey, Span, Tables},
+    model::{self, DataplaneConfig, Tables},
+    report::{ApplyError, ApplyReport, NamedKey, Usage},
     restore::Left,
     slab::Slab,
+    span::Span,
     store::{FamilyMaps, MapStore, StoreError, StoreFamily, StoreResult},
 };
 use crate::desired::state::{Change, FrontendKindOrd, IpFamily, PortKey, ServicePort};
-
-/// What one [`Dataplane::apply`] did.
-#[derive(Debug, Default)]
-pub struct ApplyReport {
-    /// Entries of `services_*` written.
-    pub services_written: usize,
-    /// Entries of `services_*` removed.
-    pub services_removed: usize,
-    /// Elements of `backends_*` written whole.
-    pub backends_written: usize,
-    /// State words of backends written in place.
-    pub states_written: usize,
-    /// Tables written to the selection slab.
-    pub tables_written: usize,
-    /// Rows of these tables.
-    pub rows_written: usize,
-    /// Source ranges written or removed.
-    pub ranges_changed: usize,
-    /// Grace periods waited for.
-    pub barriers: usize,
-    /// Service ports that are not as wanted and wait for the next try.
-    pub pending: usize,
-    /// What went wrong, one entry an object.
-    pub errors: Vec<ApplyError>,
-}
-
-impl ApplyReport {
-    /// The maps that are full.
-    pub fn full_maps(&self) -> Vec<&'static str> {
-        let mut full: Vec<_> = self
-            .errors
-            .iter()
-            .filter_map(ApplyError::full_map)
-            .collect();
-        full.sort_unstable();
-        full.dedup();
-        full
-    }
-    /// Whether no entry was written or removed.
-    pub fn is_unchanged(&self) -> bool {
-        self.services_written
-            + self.services_removed
-            + self.backends_written
-            + self.states_written
-            + self.tables_written
-            + self.ranges_changed
-            == 0
-    }
-}
-
-/// How full the maps are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Usage {
-    /// Entries of `services_*`, by family.
-    pub frontends: [usize; 2],
-    /// Backend ids in use or at rest, by family.
-    pub backends: [usize; 2],
-    /// Service ids in use or at rest.
-    pub service_ports: usize,
-    /// Rows of `selection` in use or at rest.
-    pub rows: u32,
-}
 
 /// What both families share.
 #[derive(Debug)]
@@ -294,23 +234,6 @@ impl<S: MapStore> Dataplane<S> {
             IpFamily::V4 => self.v4.ports.get(key).map(|p| p.id),
             IpFamily::V6 => self.v6.ports.get(key).map(|p| p.id),
         }
-    }
-
-    /// The service port behind a service id. Looks at every service port: for display.
-    pub fn port_of(&self, service_id: u32) -> Option<&PortKey> {
-        let v4 = self
-            .v4
-            .ports
-            .iter()
-            .find(|(_, p)| p.id == service_id)
-            .map(|(k, _)| k);
-        v4.or_else(|| {
-            self.v6
-                .ports
-                .iter()
-                .find(|(_, p)| p.id == service_id)
-                .map(|(k, _)| k)
-        })
     }
 
     pub(super) fn settle(&mut self) -> ApplyReport {

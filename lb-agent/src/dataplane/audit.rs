@@ -6,10 +6,11 @@ use std::{collections::HashSet, sync::Arc};
 use lb_common::abi::{Backend, Be16, PORT_FILTER_ENTRIES, SrcRangeKey, port_filter_slot};
 
 use super::{
-    apply::{ApplyReport, Dataplane, FamilyState, Shared},
+    apply::{Dataplane, FamilyState, Shared},
     frontends::FrontendMap,
     maglev::rows_for,
     model,
+    report::ApplyReport,
     store::{FamilyMaps, MapStore, StoreFamily, StoreResult},
 };
 use crate::desired::state::{Change, IpFamily, PortKey, ServicePort};

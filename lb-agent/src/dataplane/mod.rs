@@ -8,8 +8,10 @@ pub mod gc;
 pub mod ids;
 pub mod maglev;
 pub mod model;
+pub mod report;
 mod restore;
 pub mod slab;
+mod span;
 pub mod store;
 
 #[cfg(test)]
@@ -17,7 +19,8 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{ApplyReport, Dataplane, Usage};
+pub use apply::Dataplane;
 pub use audit::AuditReport;
-pub use model::{ApplyError, DataplaneConfig};
+pub use model::DataplaneConfig;
+pub use report::{ApplyError, ApplyReport, Usage};
 pub use store::{MapStore, StoreError};

@@ -9,7 +9,7 @@ use lb_common::{
     family::{Address, Family},
 };
 
-use super::{maglev::Member, store::StoreError};
+use super::maglev::Member;
 use crate::desired::state::{Endpoint, Frontend, FrontendKindOrd, PortKey, Prefix, ServicePort};
 
 /// What the dataplane must know besides the desired state.
@@ -24,86 +24,6 @@ impl Default for DataplaneConfig {
         DataplaneConfig {
             snat_ports: (20_000, 29_999),
         }
-    }
-}
-
-/// Why an object is not, or not fully, in the maps.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// A service port has no room; what stood there before keeps serving.
-    #[error("no room for service port {port} ({}) in map {map}; raise its size by a flag", port.family.name())]
-    NoRoom {
-        /// The service port, named by key: namespace, Service, port.
-        port: NamedKey,
-        /// The full map.
-        map: &'static str,
-    },
-    /// A frontend could not be written or removed; its previous entry keeps serving.
-    #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
-    Frontend {
-        /// The service port.
-        port: NamedKey,
-        /// Its address.
-        addr: IpAddr,
-        /// Its port; 0 for the entry of a whole ClusterIP.
-        number: u16,
-        /// What failed.
-        #[source]
-        source: StoreError,
-    },
-    /// A service port could not be prepared; what stood there before keeps serving.
-    #[error("service port {port} is not up to date and will be tried again")]
-    Port {
-        /// The service port.
-        port: NamedKey,
-        /// What failed.
-        #[source]
-        source: StoreError,
-    },
-    /// Something shared failed.
-    #[error("maps are not up to date and will be tried again")]
-    Shared {
-        /// What failed.
-        #[from]
-        source: StoreError,
-    },
-}
-
-impl ApplyError {
-    /// The map that is full, where that is the reason.
-    pub fn full_map(&self) -> Option<&'static str> {
-        match self {
-            ApplyError::NoRoom { map, .. } => Some(map),
-            ApplyError::Frontend { source, .. }
-            | ApplyError::Port { source, .. }
-            | ApplyError::Shared { source } => source.is_full().then(|| source.map()),
-        }
-    }
-    /// The service port it is about.
-    pub fn port(&self) -> Option<&PortKey> {
-        match self {
-            ApplyError::NoRoom { port, .. }
-            | ApplyError::Frontend { port, .. }
-            | ApplyError::Port { port, .. } => Some(&port.0),
-            ApplyError::Shared { .. } => None,
-        }
-    }
-}
-
-/// A [`PortKey`] that prints its name.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NamedKey(pub PortKey);
-
-impl std::ops::Deref for NamedKey {
-    type Target = PortKey;
-    fn deref(&self) -> &PortKey {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for NamedKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.name.fmt(f)
     }
 }
 
@@ -280,81 +200,6 @@ fn network(prefix: &Prefix) -> IpAddr {
     }
 }
 
-/// The smallest prefix that holds every ClusterIP: its network and mask as bits from the top.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Span {
-    net: u128,
-    mask: u128,
-}
-
-impl Span {
-    /// Of one address.
-    pub fn of(addr: IpAddr) -> Self {
-        Span {
-            net: bits(addr),
-            mask: u128::MAX,
-        }
-    }
-    /// Whether it holds all of another.
-    pub fn contains(self, other: Span) -> bool {
-        self.mask & other.mask == self.mask && other.net & self.mask == self.net
-    }
-    /// The smallest that holds both.
-    #[must_use]
-    pub fn join(self, other: Span) -> Self {
-        let differ = (self.net ^ other.net) | !self.mask | !other.mask;
-        let mask = u128::MAX
-            .checked_shl(128 - differ.leading_zeros())
-            .unwrap_or(0);
-        Span {
-            net: self.net & mask,
-            mask,
-        }
-    }
-    /// From the words of the configuration; `None` when it holds nothing.
-    pub fn from_words<F: Family>(net: &F::Addr, mask: &F::Addr) -> Option<Self> {
-        let (net, mask) = (bits(to_ip::<F>(net)), bits(to_ip::<F>(mask)));
-        let whole = !F::IS_V6 && mask == u128::MAX << 96;
-        let none = net == mask && (whole || mask == u128::MAX);
-        (net & !mask == 0 && !none).then_some(Span {
-            net,
-            mask: if whole { u128::MAX } else { mask },
-        })
-    }
-    /// As words of the configuration; with no ClusterIP both are all 1, which is no address that
-    /// could be one.
-    pub fn to_words<F: Family>(span: Option<Span>) -> (F::Addr, F::Addr) {
-        match span {
-            None => (
-                F::Addr::from_words([u32::MAX; 4]),
-                F::Addr::from_words([u32::MAX; 4]),
-            ),
-            Some(span) => (
-                F::Addr::from_words(words::<F>(span.net)),
-                F::Addr::from_words(words::<F>(span.mask)),
-            ),
-        }
-    }
-}
-
-/// An address as bits from the top; IPv4 in the upper 32.
-fn bits(addr: IpAddr) -> u128 {
-    match addr {
-        IpAddr::V4(addr) => u128::from(u32::from(addr)) << 96,
-        IpAddr::V6(addr) => u128::from(addr),
-    }
-}
-
-fn words<F: Family>(bits: u128) -> [u32; 4] {
-    let b = bits.to_be_bytes();
-    let word = |i: usize| u32::from_ne_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
-    if F::IS_V6 {
-        [word(0), word(4), word(8), word(12)]
-    } else {
-        [word(0), 0, 0, 0]
-    }
-}
-
 /// A service port with nothing: what a removed one is changed to.
 pub fn nothing(key: &PortKey) -> ServicePort {
     ServicePort {
@@ -388,45 +233,7 @@ pub fn members(want: &ServicePort, ids: &[u32], local: bool, out: &mut Vec<Membe
 
 #[cfg(test)]
 mod tests {
-    use lb_common::{V4, V6};
-
     use super::*;
-
-    #[test]
-    fn span_holds_all_and_no_more() {
-        let span = |list: &[&str]| {
-            list.iter()
-                .map(|a| Span::of(a.parse().unwrap()))
-                .reduce(Span::join)
-        };
-        let (net, mask) = Span::to_words::<V4>(span(&["10.96.0.1", "10.96.0.10", "10.97.3.4"]));
-        assert_eq!(
-            (to_ip::<V4>(&net), to_ip::<V4>(&mask)),
-            ("10.96.0.0".parse().unwrap(), "255.254.0.0".parse().unwrap())
-        );
-        assert_eq!(
-            Span::from_words::<V4>(&net, &mask),
-            span(&["10.96.0.1", "10.97.3.4"])
-        );
-        let (net, mask) = Span::to_words::<V4>(span(&["10.96.0.1"]));
-        assert_eq!(
-            to_ip::<V4>(&mask),
-            "255.255.255.255".parse::<IpAddr>().unwrap()
-        );
-        assert_eq!(Span::from_words::<V4>(&net, &mask), span(&["10.96.0.1"]));
-        let (net, mask) = Span::to_words::<V4>(span(&["1.1.1.1", "200.0.0.1"]));
-        assert_eq!((net, mask), Default::default());
-        let (net, mask) = Span::to_words::<V6>(span(&["fd00::1", "fd00::ffff"]));
-        assert_eq!(
-            (to_ip::<V6>(&net), to_ip::<V6>(&mask)),
-            (
-                "fd00::".parse().unwrap(),
-                "ffff:ffff:ffff:ffff:ffff:ffff:ffff:0".parse().unwrap()
-            )
-        );
-        let (net, mask) = Span::to_words::<V6>(None);
-        assert_eq!(Span::from_words::<V6>(&net, &mask), None);
-    }
 
     #[test]
     fn generation_wraps_past_zero() {

@@ -18,12 +18,14 @@ use lb_common::{
 };
 
 use super::{
-    apply::{ApplyReport, Dataplane, FamilyState, Filter, Port, Replaced, Shared},
+    apply::{Dataplane, FamilyState, Filter, Port, Replaced, Shared},
     frontends::FrontendMap,
     ids::Ids,
     maglev::{Maglev, rows_for},
-    model::{self, DataplaneConfig, Span, Tables},
+    model::{self, DataplaneConfig, Tables},
+    report::ApplyReport,
     slab::Slab,
+    span::Span,
     store::{Capacities, FamilyMaps, MapStore, StoreFamily, StoreResult},
 };
 use crate::desired::state::{Endpoint, FrontendKindOrd, ServicePort};

@@ -1,0 +1,149 @@
+//! What a round of writes did → what the agent logs, counts and tells as Events. An object that is not
+//! as wanted is named; what it had keeps serving.
+
+use std::net::IpAddr;
+
+use super::store::StoreError;
+use crate::desired::state::PortKey;
+
+/// What one round of writes did.
+#[derive(Debug, Default)]
+pub struct ApplyReport {
+    /// Entries of `services_*` written.
+    pub services_written: usize,
+    /// Entries of `services_*` removed.
+    pub services_removed: usize,
+    /// Elements of `backends_*` written whole.
+    pub backends_written: usize,
+    /// State words of backends written in place.
+    pub states_written: usize,
+    /// Tables written to the selection slab.
+    pub tables_written: usize,
+    /// Rows of these tables.
+    pub rows_written: usize,
+    /// Source ranges written or removed.
+    pub ranges_changed: usize,
+    /// Grace periods waited for.
+    pub barriers: usize,
+    /// Service ports that are not as wanted and wait for the next try.
+    pub pending: usize,
+    /// What went wrong, one entry an object.
+    pub errors: Vec<ApplyError>,
+}
+
+impl ApplyReport {
+    /// The maps that are full.
+    pub fn full_maps(&self) -> Vec<&'static str> {
+        let mut full: Vec<_> = self
+            .errors
+            .iter()
+            .filter_map(ApplyError::full_map)
+            .collect();
+        full.sort_unstable();
+        full.dedup();
+        full
+    }
+    /// Whether no entry was written or removed.
+    pub fn is_unchanged(&self) -> bool {
+        self.services_written
+            + self.services_removed
+            + self.backends_written
+            + self.states_written
+            + self.tables_written
+            + self.ranges_changed
+            == 0
+    }
+}
+
+/// How full the maps are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Entries of `services_*`, by family.
+    pub frontends: [usize; 2],
+    /// Backend ids in use or at rest, by family.
+    pub backends: [usize; 2],
+    /// Service ids in use or at rest.
+    pub service_ports: usize,
+    /// Rows of `selection` in use or at rest.
+    pub rows: u32,
+}
+
+/// Why an object is not, or not fully, in the maps.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A service port has no room; what stood there before keeps serving.
+    #[error("no room for service port {port} ({}) in map {map}; raise its size by a flag", port.family.name())]
+    NoRoom {
+        /// The service port, named by key: namespace, Service, port.
+        port: NamedKey,
+        /// The full map.
+        map: &'static str,
+    },
+    /// A frontend could not be written or removed; its previous entry keeps serving.
+    #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
+    Frontend {
+        /// The service port.
+        port: NamedKey,
+        /// Its address.
+        addr: IpAddr,
+        /// Its port; 0 for the entry of a whole ClusterIP.
+        number: u16,
+        /// What failed.
+        #[source]
+        source: StoreError,
+    },
+    /// A service port could not be prepared; what stood there before keeps serving.
+    #[error("service port {port} is not up to date and will be tried again")]
+    Port {
+        /// The service port.
+        port: NamedKey,
+        /// What failed.
+        #[source]
+        source: StoreError,
+    },
+    /// Something shared failed.
+    #[error("maps are not up to date and will be tried again")]
+    Shared {
+        /// What failed.
+        #[from]
+        source: StoreError,
+    },
+}
+
+impl ApplyError {
+    /// The map that is full, where that is the reason.
+    pub fn full_map(&self) -> Option<&'static str> {
+        match self {
+            ApplyError::NoRoom { map, .. } => Some(map),
+            ApplyError::Frontend { source, .. }
+            | ApplyError::Port { source, .. }
+            | ApplyError::Shared { source } => source.is_full().then(|| source.map()),
+        }
+    }
+    /// The service port it is about.
+    pub fn port(&self) -> Option<&PortKey> {
+        match self {
+            ApplyError::NoRoom { port, .. }
+            | ApplyError::Frontend { port, .. }
+            | ApplyError::Port { port, .. } => Some(&port.0),
+            ApplyError::Shared { .. } => None,
+        }
+    }
+}
+
+/// A [`PortKey`] that prints its name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedKey(pub PortKey);
+
+impl std::ops::Deref for NamedKey {
+    type Target = PortKey;
+    fn deref(&self) -> &PortKey {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for NamedKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.name.fmt(f)
+    }
+}
