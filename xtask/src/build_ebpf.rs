@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use object::{Object as _, ObjectSection as _};
 
 use crate::setup::Tools;
-use crate::{command, elf, paths};
+use crate::{command, paths};
 
 /// Linker arguments, given after `--` so that a change of them does not rebuild `core`.
 ///
@@ -113,11 +114,9 @@ fn bin_names(manifest: &str) -> Vec<String> {
 
 /// Refuses an object that holds a panic path: the kernel's own message about it says nothing.
 fn check(object: &[u8]) -> Result<()> {
-    let sections = elf::section_names(object)?;
-    if let Some(name) = sections
-        .iter()
-        .find(|name| name.starts_with(".text.unlikely"))
-    {
+    let object = object::File::parse(object)?;
+    let mut names = object.sections().filter_map(|section| section.name().ok());
+    if let Some(name) = names.find(|name| name.starts_with(".text.unlikely")) {
         bail!(
             "it has a section {name}, so some code can panic (an index, a slice copy, unwrap, a division by a \
              variable); find it with `llvm-objdump -dr` or by taking code away"

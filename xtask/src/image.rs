@@ -8,11 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use object::Object as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::setup::Tools;
-use crate::{build_ebpf, command, elf, paths};
+use crate::{build_ebpf, command, paths};
 
 /// Its resolver needs no shared libraries, which a static program with glibc would look for.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -47,10 +48,9 @@ pub(crate) fn image(tools: &Tools) -> Result<PathBuf> {
 /// The archive around an agent that is built.
 pub(crate) fn image_of(agent: &Path) -> Result<PathBuf> {
     let program = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
-    if elf::section_names(&program)?
-        .iter()
-        .any(|name| name == ".interp")
-    {
+    let object = object::File::parse(program.as_slice())
+        .with_context(|| format!("{} is no program", agent.display()))?;
+    if object.section_by_name(".interp").is_some() {
         bail!(
             "{} asks for a dynamic linker, which the image has not; remove linker flags from cargo's configuration",
             agent.display()

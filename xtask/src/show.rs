@@ -1,5 +1,6 @@
 //! The tasks that run the product: demo and benchmark, which are programs of the crate lb-tests.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,7 +11,7 @@ use crate::{build, command, paths};
 /// Builds everything and becomes the program `bin` of lb-tests.
 ///
 /// Becomes, not starts: ^C then reaches that program alone, which cleans up before the shell is back.
-pub(crate) fn become_program(tools: &Tools, bin: &str, arguments: &[String]) -> Result<()> {
+pub(crate) fn become_program(tools: &Tools, bin: &str, arguments: &[OsString]) -> Result<()> {
     if let Some(lack) = machine::lacks() {
         bail!("cannot run the {bin}: {lack}");
     }

@@ -13,14 +13,16 @@ use crate::setup::{Scope, control_plane, machine, setup};
 use crate::{build, command, lint, paths};
 
 /// What `cargo xtask test` was asked for.
-#[derive(Default)]
+#[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Only tests whose name contains this, and no checks.
-    pub(crate) filter: Option<String>,
-    /// No checks.
-    pub(crate) is_fast: bool,
-    /// Also lb-common's tests under Miri.
-    pub(crate) is_miri: bool,
+    /// Only tests whose name contains this, without the checks
+    filter: Option<String>,
+    /// Without the checks (format, lints, documentation)
+    #[arg(long)]
+    fast: bool,
+    /// Also the shared logic under Miri (nightly toolchain)
+    #[arg(long)]
+    miri: bool,
 }
 
 /// Sets up, builds, checks and tests. Whatever happens, its last line of output is
@@ -45,14 +47,14 @@ fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
         eprintln!("tests that need the kernel are skipped: {lack}");
     }
     build::build(&tools).context("build")?;
-    if !options.is_fast && options.filter.is_none() {
+    if !options.fast && options.filter.is_none() {
         let failed = lint::failed_checks(&tools);
         summary
             .failed
             .extend(failed.into_iter().map(|name| format!("check {name}")));
     }
     native(options, summary)?;
-    if options.is_miri {
+    if options.miri {
         miri(options, summary)?;
     }
     Ok(())

@@ -24,19 +24,24 @@ const PUBLISHED_IMAGE: &str =
 /// Unless told otherwise.
 const WORKERS: usize = 2;
 
-/// Of `cargo xtask kind up`.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
-    /// A node image that is there already.
-    pub(super) node_image: Option<String>,
-    /// kube-proxy in this mode instead of the agent, to compare with.
-    pub(super) kube_proxy: Option<String>,
-    /// Of the agent; else it is built.
-    pub(super) image: Option<PathBuf>,
-    /// Workers of a new cluster.
-    pub(super) workers: Option<usize>,
-    /// Limit for making a node image.
-    pub(super) node_image_minutes: Option<u32>,
+/// What the cluster is made of.
+#[derive(clap::Args)]
+pub(crate) struct Wanted {
+    /// The archive of `cargo xtask image`, instead of making it
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Workers of a new cluster, two unless told otherwise
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// A node image that is there already
+    #[arg(long, value_name = "NAME")]
+    node_image: Option<String>,
+    /// Give up making a node image after this time
+    #[arg(long, value_name = "N")]
+    node_image_minutes: Option<u32>,
+    /// kube-proxy in this mode instead of the agent, to compare with
+    #[arg(long, value_name = "MODE")]
+    kube_proxy: Option<String>,
 }
 
 /// A node: a container.
@@ -58,14 +63,14 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// Makes the cluster where it is not there, and installs the agent as it is now.
-    pub(super) fn up(engine: Engine, options: &Options) -> Result<Self> {
+    pub(super) fn up(engine: Engine, options: &Wanted) -> Result<Self> {
         let cluster = Self::provision(engine, options)?;
         cluster.serve(options)?;
         Ok(cluster)
     }
 
     /// Makes the cluster where it is not there: what can fail without any doing of the agent.
-    pub(super) fn provision(engine: Engine, options: &Options) -> Result<Self> {
+    pub(super) fn provision(engine: Engine, options: &Wanted) -> Result<Self> {
         let mut cluster = Self {
             engine,
             nodes: Vec::new(),
@@ -107,7 +112,7 @@ impl Cluster {
     }
 
     /// Installs the agent, and waits until the cluster is whole.
-    pub(super) fn serve(&self, options: &Options) -> Result<()> {
+    pub(super) fn serve(&self, options: &Wanted) -> Result<()> {
         if !self.is_kube_proxy {
             self.install(options.image.as_deref())?;
         }
@@ -189,7 +194,7 @@ impl Cluster {
         Ok(nodes.lines().count())
     }
 
-    fn create(&self, options: &Options) -> Result<()> {
+    fn create(&self, options: &Wanted) -> Result<()> {
         let image = self.node_image(options)?;
         let is_own = image == OWN_IMAGE;
         let mut nodes = vec![json!({ "role": "control-plane" })];
@@ -221,7 +226,7 @@ impl Cluster {
         command::run(&mut kind)
     }
 
-    fn node_image(&self, options: &Options) -> Result<String> {
+    fn node_image(&self, options: &Wanted) -> Result<String> {
         if let Some(image) = &options.node_image {
             return Ok(image.clone());
         }

@@ -13,7 +13,7 @@ use super::{Report, say};
 use crate::{command, setup};
 
 /// All that concerns us.
-pub(super) const NETWORK: &str = r"\[sig-network\]";
+const NETWORK: &str = r"\[sig-network\]";
 /// What every conformant cluster has to pass.
 const CONFORMANCE: &str = r"\[sig-network\] Services.*\[Conformance\]";
 /// What asks for another kind of cluster, or for hours.
@@ -21,12 +21,32 @@ const SKIP: &str = r"\[Serial\]|\[Slow\]|\[Disruptive\]|\[Flaky\]|\[Feature:.+\]
 /// Specs at a time.
 const PARALLEL: usize = 4;
 
-/// Of `cargo xtask kind test --e2e`.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
-    pub(super) is_wanted: bool,
-    /// A regular expression of names; else Conformance of Services.
-    pub(super) focus: Option<String>,
+/// Which of upstream's specs run.
+#[derive(clap::Args)]
+pub(crate) struct Choice {
+    /// Upstream's Conformance specs of Services, too
+    #[arg(long, group = "upstream")]
+    pub(super) e2e: bool,
+    /// Upstream's specs without our own traffic
+    #[arg(long, group = "upstream")]
+    pub(super) only_e2e: bool,
+    /// All specs of [sig-network]
+    #[arg(long, requires = "upstream", conflicts_with = "focus")]
+    all: bool,
+    /// The specs of this regular expression
+    #[arg(long, requires = "upstream", value_name = "REGEX")]
+    focus: Option<String>,
+}
+
+impl Choice {
+    /// A regular expression of names.
+    fn specs(&self) -> &str {
+        match &self.focus {
+            Some(focus) => focus,
+            None if self.all => NETWORK,
+            None => CONFORMANCE,
+        }
+    }
 }
 
 /// What a spec came to.
@@ -40,7 +60,7 @@ enum Outcome {
 /// Runs the specs; one that passes with kube-proxy and not here is a failure, and so is one without a baseline.
 pub(super) fn run(
     cluster: &Cluster,
-    options: &Options,
+    options: &Choice,
     (ginkgo, tests): &(PathBuf, PathBuf),
     report: &mut Report,
 ) -> Result<()> {
@@ -50,7 +70,7 @@ pub(super) fn run(
     }
     fs::create_dir_all(&results)?;
     let log = File::create(results.join("log"))?;
-    let focus = options.focus.as_deref().unwrap_or(CONFORMANCE);
+    let focus = options.specs();
     say(&format!(
         "upstream's specs {focus}; log in {}",
         results.display()
