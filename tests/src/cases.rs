@@ -944,7 +944,7 @@ fn retransmitted_syn_follows_its_flow<F: Net, W: World + Store<F>>(world: &mut W
     s.counted(Counter::NewFlow, 1);
 }
 
-/// Semantics 17.2 a and c.
+/// Semantics 17.2.a, 17.2.c.
 fn udp_moves_when_its_backend_is_gone<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     let (pod, vip) = (at(s.h.pod, 40_000), at(s.h.vip, 53));
@@ -1066,7 +1066,7 @@ fn two_vips_to_one_backend_get_two_ports<F: Net, W: World + Store<F>>(world: &mu
     );
 }
 
-/// Semantics 8.3, 9.2 d.
+/// Semantics 8.3, 9.2.d.
 fn hairpin_goes_back_to_the_pod<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     for proto in PROTOCOLS {
@@ -1851,7 +1851,7 @@ fn a_forged_twin_keeps_nobody_out<F: Net, W: World + Store<F>>(world: &mut W) {
     }
 }
 
-/// Semantics 8.2, 9.2 b, 9.4: `--masquerade-all` hides no client of a frontend with the external policy Local.
+/// Semantics 8.2, 9.2.b, 9.4: `--masquerade-all` hides no client of a frontend with the external policy Local.
 fn masquerade_all_keeps_clients_under_policy_local<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     s.modes(ModeFlags::MASQUERADE_ALL);
@@ -1869,7 +1869,7 @@ fn masquerade_all_keeps_clients_under_policy_local<F: Net, W: World + Store<F>>(
     }
 }
 
-/// Semantics 9.2 b. `--masquerade-all`: the reply of a local backend comes in at its pod interface.
+/// Semantics 9.2.b. `--masquerade-all`: the reply of a local backend comes in at its pod interface.
 fn masquerade_all_translates_local_backends<F: Net, W: World + Store<F>>(world: &mut W) {
     let mut s = Scene::<F, W>::new(world);
     s.modes(ModeFlags::MASQUERADE_ALL);

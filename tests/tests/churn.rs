@@ -156,7 +156,7 @@ fn ask(
     Ok(())
 }
 
-// semantics 17.2 a, 18.1, 22.5
+// semantics 17.2.a, 18.1, 22.5
 #[test]
 fn rolling_updates_break_nothing() -> Result<()> {
     require!(Root, Bpf, Cgroup2, Nft, ControlPlane);

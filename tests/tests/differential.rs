@@ -29,7 +29,8 @@ const PAIRS: [(Kind, Kind); 3] = [
     (Kind::Ours, Kind::Nftables),
 ];
 
-/// Semantics 5.16, 6.4, 6.6, 8.2, 8.8, 9.2 a, c, d, 10.1–10.4, 12.6, 28.2–28.5.
+/// Semantics 5.16, 6.4, 6.6, 8.2, 8.8, 9.2.a, 9.2.c, 9.2.d, 10.1, 10.2, 10.3, 10.4, 12.6, 28.2, 28.3,
+/// 28.4, 28.5.
 #[test]
 fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
     require!(Root, Bpf, Cgroup2, Nft, ControlPlane);

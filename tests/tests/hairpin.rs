@@ -38,7 +38,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects
 }
 
-/// Semantics 8.3, 9.2 d: the pod sees its node as the client, whatever the frontend, and with no `nodeName`
+/// Semantics 8.3, 9.2.d: the pod sees its node as the client, whatever the frontend, and with no `nodeName`
 /// in the slice, too.
 #[test]
 fn a_pod_reaches_itself_and_sees_its_node() -> Result<()> {

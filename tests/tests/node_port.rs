@@ -144,7 +144,7 @@ fn a_pod_reaches_the_node_ports_of_another_node(scene: &Scene, what: &str) -> Re
     Ok(())
 }
 
-/// Semantics 9.2 c, to the letter: policy Cluster hides every client.
+/// Semantics 9.2.c, to the letter: policy Cluster hides every client.
 #[test]
 fn masquerade_kube_proxy_hides_clients_of_external_frontends() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

@@ -179,7 +179,7 @@ fn an_endpoint_of_the_hosts_network_is_served(scene: &Scene, what: &str) -> Resu
     Ok(())
 }
 
-/// Semantics 9.2 e, 12.4, 28.34: where a load-balancer address is bound at the node, a process of the node reaches backends
+/// Semantics 9.2.e, 12.4, 28.34: where a load-balancer address is bound at the node, a process of the node reaches backends
 /// of other nodes from the node's own address.
 fn a_frontend_that_the_node_has_is_dialled_from_the_nodes_address(
     scene: &Scene,

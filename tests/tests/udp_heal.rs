@@ -1,5 +1,5 @@
 //! UDP senders that never stop: each keeps its socket, and so its port, while Services and endpoints
-//! change. Semantics 17; pods, processes of the host and the outside client, both families (17.2 i, j).
+//! change. Semantics 17; pods, processes of the host and the outside client, both families (semantics 17.2.i, 17.2.j).
 
 use std::{
     fmt, io,
@@ -153,7 +153,7 @@ fn is_ended(outcome: &Outcome) -> bool {
 
 const CONNECTED: &str = "host, connected";
 
-/// Semantics 17.2 f, i, j: senders of each place to each frontend that it may dial, in both families.
+/// Semantics 17.2.f, 17.2.i, 17.2.j: senders of each place to each frontend that it may dial, in both families.
 fn senders(world: &World) -> Vec<Sender<'_>> {
     let mut senders = Vec::new();
     for ip in Ip::BOTH {
@@ -211,7 +211,7 @@ fn near_and_far(world: &World) -> [&Place; 2] {
     [world.a().pod(1), world.b().pod(0)]
 }
 
-// semantics 17.2 a, 28.12
+// semantics 17.2.a, 28.12
 fn endpoint_removed(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     for (old, new) in [(near, far), (far, near)] {
@@ -225,7 +225,7 @@ fn endpoint_removed(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-// semantics 17.2 b, c, 28.13
+// semantics 17.2.b, 17.2.c, 28.13
 fn last_endpoint_removed_and_one_added(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders_to(scene, near, what)?;
@@ -241,7 +241,7 @@ fn last_endpoint_removed_and_one_added(scene: &Scene, what: &str) -> Result<()> 
     Ok(())
 }
 
-// semantics 17.2 d, 28.13
+// semantics 17.2.d, 28.13
 fn service_deleted(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     for (old, new) in [(near, far), (far, near)] {
@@ -262,7 +262,7 @@ fn service_deleted(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-// semantics 17.2 e
+// semantics 17.2.e
 fn endpoint_port_changed(scene: &Scene, what: &str) -> Result<()> {
     let [near, _] = near_and_far(&scene.world);
     let mut servers = Vec::new();
@@ -282,7 +282,7 @@ fn endpoint_port_changed(scene: &Scene, what: &str) -> Result<()> {
     ensure_aborted(&senders, what)
 }
 
-// semantics 17.2 f, 17.6
+// semantics 17.2.f, 17.6
 fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
     let [near, _] = near_and_far(&scene.world);
     let mut bare = vec![Service::new("s", &cluster_ips(1)).both(PORT).build()];
@@ -300,7 +300,7 @@ fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
     ensure_none_aborted(&senders, what)
 }
 
-// semantics 17.2 g, 28.12
+// semantics 17.2.g, 28.12
 fn endpoint_becomes_ready_late(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders_to(scene, near, what)?;
@@ -316,7 +316,7 @@ fn endpoint_becomes_ready_late(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Semantics 17.2 h, 17.4: the endpoint of the other node serves, but not those whom a policy keeps here.
+/// Semantics 17.2.h, 17.4: the endpoint of the other node serves, but not those whom a policy keeps here.
 fn local_endpoint_replaced_beside_remote_ones(scene: &Scene, what: &str) -> Result<()> {
     let [near, far] = near_and_far(&scene.world);
     let successor = scene.world.a().pod(2);
@@ -445,7 +445,7 @@ scenes!(
     ]
 );
 
-/// Semantics 17.7, 28.13, and 17.6 for what went while no agent ran.
+/// Semantics 17.7, 28.13, 17.6 for what went while no agent ran.
 #[test]
 fn restart_keeps_good_flows_and_ends_those_whose_endpoint_went_meanwhile() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

@@ -59,7 +59,7 @@ enum Task {
     Kind(kind::Task),
     /// Check format, lints for both targets, documentation, citations and dependencies
     Lint,
-    /// Write docs/semantics.md: the tests of every line of tests/semantics.tsv
+    /// Write below each line of docs/reference/semantics.md what shows it
     Semantics {
         /// Write nothing; fail where it is not up to date or a line has no test
         #[arg(long)]

@@ -1,117 +1,143 @@
-//! `cargo xtask semantics`: which tests show each line of `tests/semantics.tsv`, as `docs/semantics.md`.
+//! `cargo xtask semantics`: docs/reference/semantics.md → the same with what shows each of its lines below it.
 //!
-//! A test cites lines in comments, a page of docs in parentheses. Every line of the sections that are to be complete
-//! is tested, or a page says that it is not so here, or it asks for nothing.
+//! A line is a paragraph with a number and an anchor. Tests cite numbers in comments, pages of docs in parentheses. A
+//! line that no test and no page cites has to say that it asks for nothing.
 
 mod citation;
-mod list;
-mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use self::citation::citations;
-use self::list::List;
-use self::source::Carrier;
+use self::citation::{cited, numbers};
 use crate::paths;
 
-const LIST: &str = "tests/semantics.tsv";
-const PAGE: &str = "docs/semantics.md";
+const DEFINITION: &str = "docs/reference/semantics.md";
+/// Pages that say why a line is not so here, and the links that stand for them.
+const PAGES: [(&str, &str); 2] = [
+    ("docs/limits.md", "[limit](../limits.md)"),
+    ("docs/differences.md", "[difference](../differences.md)"),
+];
+/// Marks of lines that ask for nothing.
+const NOTES: [&str; 2] = ["**[definition]**", "**[kube-proxy only]**"];
+/// The state of a line that nothing shows.
+const OPEN: &str = "**open**";
 /// Where sources are.
 const FOLDERS: [&str; 5] = ["lb-agent", "lb-common", "lb-ebpf", "tests", "xtask"];
-/// Speaks of citations and makes none.
-const ITSELF: &str = "xtask/src/semantics";
-/// Sections with no line left open.
-const COMPLETE: [RangeInclusive<u32>; 3] = [2..=16, 20..=22, 25..=25];
 
-/// What is known of one line.
-#[derive(Default)]
-struct Evidence {
-    /// File and function.
-    tests: BTreeSet<(String, Option<String>)>,
-    is_in_code: bool,
-    is_limit: bool,
-    is_difference: bool,
+/// What is known of a line, by its number.
+type Lines = BTreeMap<String, Line>;
+
+struct Line {
+    /// Tests and links to pages, as they are written.
+    shown_by: BTreeSet<String>,
+    asks_for_nothing: bool,
 }
 
-/// Writes the page, or with `check` says what is wrong with it.
+/// Writes what shows the lines, or with `check` says what is wrong with it.
 pub(crate) fn semantics(check: bool) -> Result<()> {
     let root = paths::workspace();
-    let list = List::parse(&read(&root.join(LIST))?).context(LIST)?;
-    let evidence = evidence(&root, &list)?;
-    let page = page(&list, &evidence);
-    let present = fs::read_to_string(root.join(PAGE)).unwrap_or_default();
+    let present = read(&root.join(DEFINITION))?;
+    let mut lines = lines(&present).context(DEFINITION)?;
+    collect(&root, &present, &mut lines)?;
+    let written = written(&present, &lines);
     if !check {
-        if page != present {
-            fs::write(root.join(PAGE), &page).with_context(|| format!("cannot write {PAGE}"))?;
-        }
-        eprintln!("{PAGE}: {}", summary(&list, &evidence));
+        fs::write(root.join(DEFINITION), &written)
+            .with_context(|| format!("cannot write {DEFINITION}"))?;
+        eprintln!("{DEFINITION}: {}", summary(&lines));
         return Ok(());
     }
-    let open = open(&list, &evidence);
-    if !open.is_empty() {
-        bail!(
-            "neither a test nor a page of docs names {}; cite the number at its test or say why not in docs/limits.md",
-            open.join(", ")
+    let mut open: Vec<&str> = lines.keys().map(String::as_str).collect();
+    open.retain(|number| state(&lines, number) == OPEN);
+    ensure!(
+        open.is_empty(),
+        "neither a test nor a page of docs cites semantics {}; cite the number at its test or say why not in docs/limits.md",
+        open.join(", ")
+    );
+    ensure!(
+        written == present,
+        "{DEFINITION} is not what the tests cite; `cargo xtask semantics` writes it"
+    );
+    Ok(())
+}
+
+/// Paragraphs of the definition without what this task has written.
+fn paragraphs(text: &str) -> impl Iterator<Item = &str> {
+    text.trim_end()
+        .split("\n\n")
+        .filter(|paragraph| !paragraph.starts_with("> "))
+}
+
+/// Number and text of a paragraph that is a line.
+fn line(paragraph: &str) -> Option<(&str, &str)> {
+    let (number, rest) = paragraph
+        .strip_prefix("<a id=\"")?
+        .split_once("\"></a>**")?;
+    let text = rest.strip_prefix(number)?.strip_prefix("**")?;
+    Some((number, text.trim_start()))
+}
+
+fn lines(definition: &str) -> Result<Lines> {
+    let mut lines = Lines::new();
+    for paragraph in paragraphs(definition) {
+        let Some((number, text)) = line(paragraph) else {
+            ensure!(
+                !paragraph.contains("<a id="),
+                "an anchor belongs at the start of a line, with its number: {paragraph}"
+            );
+            continue;
+        };
+        let line = Line {
+            shown_by: BTreeSet::new(),
+            asks_for_nothing: NOTES.iter().any(|note| text.starts_with(note)),
+        };
+        ensure!(
+            lines.insert(number.to_owned(), line).is_none(),
+            "{number} is there twice"
         );
     }
-    if page != present {
-        bail!("{PAGE} is not what the tests say; `cargo xtask semantics` writes it");
+    Ok(lines)
+}
+
+/// Reads all citations. One of a section as a whole counts for none of its lines.
+fn collect(root: &Path, definition: &str, lines: &mut Lines) -> Result<()> {
+    let mut citations = Vec::new();
+    for folder in FOLDERS {
+        for path in sources(root, folder)? {
+            for (number, test) in cited(&read(&root.join(&path))?, &path) {
+                citations.push((path.clone(), number, test));
+            }
+        }
+    }
+    for (path, link) in PAGES {
+        for number in numbers(&read(&root.join(path))?) {
+            citations.push((path.to_owned(), number, Some(link.to_owned())));
+        }
+    }
+    for (path, number, shown_by) in citations {
+        match lines.get_mut(&number) {
+            Some(line) => line.shown_by.extend(shown_by),
+            None if definition.contains(&format!("\n## {number}. ")) => {}
+            None => bail!("{path}: there is no semantics {number}"),
+        }
     }
     Ok(())
 }
 
-fn evidence(root: &Path, list: &List) -> Result<Vec<Evidence>> {
-    let mut evidence: Vec<Evidence> = list.items().iter().map(|_| Evidence::default()).collect();
-    for folder in FOLDERS {
-        for path in sources(root, folder)? {
-            for (place, carrier) in source::cited(&path, &read(&root.join(&path))?, list)? {
-                match carrier {
-                    Carrier::Test(name) => {
-                        evidence[place].tests.insert((path.clone(), name));
-                    }
-                    Carrier::Code => evidence[place].is_in_code = true,
-                }
-            }
-        }
-    }
-    let page = |path: &str| -> Result<Vec<usize>> {
-        let text = read(&root.join(path))?.replace(['\n', '\r'], " ");
-        citations(&text, list).context(path.to_owned())
-    };
-    for place in page("docs/limits.md")? {
-        evidence[place].is_limit = true;
-    }
-    for place in page("docs/differences.md")? {
-        evidence[place].is_difference = true;
-    }
-    Ok(evidence)
-}
-
-/// Files of a crate that rustc reads, relative to the checkout, in order.
+/// Files of a crate that rustc reads, relative to the checkout.
 fn sources(root: &Path, folder: &str) -> Result<Vec<String>> {
     let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = fs::read_dir(root.join(&folder));
-        for entry in entries.with_context(|| format!("cannot list {folder}"))? {
-            let entry = entry?;
-            let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
-            if path.starts_with(ITSELF) {
-                continue;
-            }
-            if entry.file_type()?.is_dir() {
-                folders.push(path);
-            } else if path.ends_with(".rs") {
-                files.push(path);
-            }
+    for entry in fs::read_dir(root.join(folder)).with_context(|| format!("cannot list {folder}"))? {
+        let entry = entry?;
+        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            files.extend(sources(root, &path)?);
+        } else if path.ends_with(".rs") {
+            files.push(path);
         }
     }
-    files.sort();
     Ok(files)
 }
 
@@ -119,143 +145,100 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Whether something stands for a line: a test, a page, a note, or that for each of its cases.
-fn is_settled(list: &List, evidence: &[Evidence], place: usize) -> bool {
-    let item = &list.items()[place];
-    let one = &evidence[place];
-    let cases = list.cases(&item.number);
-    !one.tests.is_empty()
-        || one.is_limit
-        || one.is_difference
-        || item.note.is_some()
-        || (!cases.is_empty() && cases.iter().all(|&case| is_settled(list, evidence, case)))
+/// What shows a line, be it case by case: `9.2.a` and so on of `9.2`.
+fn state(lines: &Lines, number: &str) -> String {
+    let line = &lines[number];
+    let shown_by: Vec<&str> = line.shown_by.iter().map(String::as_str).collect();
+    let prefix = format!("{number}.");
+    let mut cases = lines.keys().filter(|case| case.starts_with(&prefix));
+    if !shown_by.is_empty() {
+        shown_by.join(",\n> ")
+    } else if line.asks_for_nothing {
+        "asks for nothing".to_owned()
+    } else if cases.clone().count() > 0 && cases.all(|case| state(lines, case) != OPEN) {
+        "case by case".to_owned()
+    } else {
+        OPEN.to_owned()
+    }
 }
 
-/// Numbers of the complete sections that nothing stands for.
-fn open(list: &List, evidence: &[Evidence]) -> Vec<String> {
-    let items = list.items().iter().enumerate();
-    items
-        .filter(|(place, item)| {
-            COMPLETE
-                .iter()
-                .any(|sections| sections.contains(&item.section()))
-                && !is_settled(list, evidence, *place)
-        })
-        .map(|(_, item)| item.number.clone())
-        .collect()
-}
-
-fn states(list: &List, evidence: &[Evidence], place: usize) -> Vec<&'static str> {
-    let one = &evidence[place];
-    let mut states = Vec::new();
-    if !one.tests.is_empty() {
-        states.push("tested");
-    }
-    if one.is_limit {
-        states.push("[limit](limits.md)");
-    }
-    if one.is_difference {
-        states.push("[difference](differences.md)");
-    }
-    if states.is_empty() {
-        states.push(match list.items()[place].note {
-            Some(note) => note.describe(),
-            None if is_settled(list, evidence, place) => "case by case",
-            None if one.is_in_code => "code only",
-            None => "open",
-        });
-    }
-    states
-}
-
-fn summary(list: &List, evidence: &[Evidence]) -> String {
-    let count = |has: &dyn Fn(usize) -> bool| (0..evidence.len()).filter(|&at| has(at)).count();
-    let has = |state: &'static str| count(&|place| states(list, evidence, place).contains(&state));
+fn summary(lines: &Lines) -> String {
+    let states: Vec<String> = lines.keys().map(|number| state(lines, number)).collect();
+    let count = |part: &str| states.iter().filter(|state| state.contains(part)).count();
     format!(
-        "{} lines: {} tested, {} a limit, {} a difference, {} ask for nothing, {} in code only, {} open",
-        evidence.len(),
-        count(&|place| !evidence[place].tests.is_empty()) + has("case by case"),
-        count(&|place| evidence[place].is_limit),
-        count(&|place| evidence[place].is_difference),
-        has("definition") + has("kube-proxy only"),
-        has("code only"),
-        has("open"),
+        "{} lines: {} tested, {} a limit, {} a difference, {} ask for nothing, {} open",
+        lines.len(),
+        count("`") + count("case by case"),
+        count("[limit]"),
+        count("[difference]"),
+        count("asks for nothing"),
+        count(OPEN),
     )
 }
 
-fn page(list: &List, evidence: &[Evidence]) -> String {
-    let mut page = format!(
-        "# Which test shows what
-
-Written by `cargo xtask semantics` from tests/semantics.tsv, the citations at tests and the other pages here; `cargo
-xtask lint` compares. The numbers are those that comments cite as `semantics 8.6`. *limit*: docs/limits.md says that it is not so
-here, or not wholly. *difference*: docs/differences.md says what is done instead. *code only*: a comment names the line, no test does.
-
-{}.
-
-| number | what | tests | state |
-|---|---|---|---|
-",
-        summary(list, evidence)
-    );
-    for (place, item) in list.items().iter().enumerate() {
-        let tests: Vec<String> = evidence[place]
-            .tests
-            .iter()
-            .map(|(path, name)| {
-                let file = ["lb-agent/src/", "tests/tests/", "tests/src/"]
-                    .iter()
-                    .find_map(|folder| path.strip_prefix(folder))
-                    .unwrap_or(path);
-                match name {
-                    Some(name) => format!("[{file}::{name}](../{path})"),
-                    None => format!("[{file}](../{path})"),
-                }
-            })
-            .collect();
-        page.push_str(&format!(
-            "| {} | {} | {} | {} |\n",
-            item.number,
-            item.title,
-            tests.join(", "),
-            states(list, evidence, place).join(", ")
-        ));
+/// The definition with what shows each line below it, and the sum before its first section.
+fn written(definition: &str, lines: &Lines) -> String {
+    let mut all = Vec::new();
+    let mut has_summary = false;
+    for paragraph in paragraphs(definition) {
+        if paragraph.starts_with("## ") && !has_summary {
+            all.push(format!("> {}", summary(lines)));
+            has_summary = true;
+        }
+        all.push(paragraph.to_owned());
+        if let Some((number, _)) = line(paragraph) {
+            all.push(format!("> {}", state(lines, number)));
+        }
     }
-    page
+    all.join("\n\n") + "\n"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn list() -> List {
-        List::parse(
-            "8.1\tone\n9.2\ttwo\n9.2.a\tfirst\n9.2.b\tsecond\n10.1\tten\tdefinition\n17.1\tlate",
-        )
-        .unwrap()
+    const TEXT: &str = r#"# Title
+
+## 8. Section
+
+<a id="8.1"></a>**8.1** one
+
+> old
+
+<a id="8.2"></a>**8.2** two:
+
+<a id="8.2.a"></a>**8.2.a** first
+
+<a id="8.2.b"></a>**8.2.b** second
+
+<a id="8.3"></a>**8.3** **[definition]** word
+"#;
+
+    #[test]
+    fn each_line_gets_its_state() {
+        let mut lines = lines(TEXT).unwrap();
+        assert_eq!(state(&lines, "8.2"), OPEN);
+        for (number, by) in [("8.2.a", "[limit]()"), ("8.2.b", "`b`"), ("8.2.b", "`a`")] {
+            let line = lines.get_mut(number).unwrap();
+            line.shown_by.insert(by.to_owned());
+        }
+        let text = written(TEXT, &lines);
+        for part in [
+            "> 5 lines: 2 tested, 1 a limit, 0 a difference, 1 ask for nothing, 1 open\n\n## 8.",
+            "one\n\n> **open**\n\n",
+            "two:\n\n> case by case\n\n",
+            "first\n\n> [limit]()\n\n",
+            "second\n\n> `a`,\n> `b`\n\n",
+            "word\n\n> asks for nothing\n",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        assert_eq!(written(&text, &lines), text);
     }
 
     #[test]
-    fn lines_of_complete_sections_without_evidence_are_open() {
-        let list = list();
-        let mut evidence: Vec<Evidence> = (0..6).map(|_| Evidence::default()).collect();
-        assert_eq!(open(&list, &evidence), ["8.1", "9.2", "9.2.a", "9.2.b"]);
-        evidence[0].is_in_code = true;
-        evidence[2].is_limit = true;
-        evidence[3]
-            .tests
-            .insert(("tests/tests/it.rs".into(), Some("case".into())));
-        assert_eq!(open(&list, &evidence), ["8.1"]);
-        evidence[0].is_difference = true;
-        assert!(open(&list, &evidence).is_empty());
-        let page = page(&list, &evidence);
-        for line in [
-            "| 9.2 | two |  | case by case |",
-            "| 9.2.b | second | [it.rs::case](../tests/tests/it.rs) | tested |",
-            "| 10.1 | ten |  | definition |",
-            "| 17.1 | late |  | open |",
-        ] {
-            assert!(page.contains(line), "{line} is not in {page}");
-        }
+    fn a_number_that_is_there_twice_or_differs_from_its_anchor_is_an_error() {
+        let again = format!("{TEXT}\n<a id=\"8.1\"></a>**8.1** one");
+        assert!(lines(&again).is_err() && lines(&TEXT.replace("**8.1**", "**8.4**")).is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! What the dataplane is to hold: service ports with their frontends and endpoints, already decided
-//! (semantics 3–7). The only types that `dataplane/` takes from `desired/`.
+//! (semantics 3 to 7). The only types that `dataplane/` takes from `desired/`.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 

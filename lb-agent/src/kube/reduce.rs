@@ -1,5 +1,5 @@
 //! API objects → our reduced objects. What the server-side selectors would hide gives `None`
-//! (semantics 2.1–2.5); an object that the API server would not store is an error that names the
+//! (semantics 2.1 to 2.5); an object that the API server would not store is an error that names the
 //! field.
 
 use std::sync::Arc;
