@@ -20,5 +20,6 @@ pub mod prog_run;
 pub mod requires;
 pub mod scene;
 pub mod topology;
+pub mod trials;
 pub mod wait;
 pub mod xdp_pass;

@@ -1,9 +1,10 @@
-//! The loaded programs as a [`World`] of the packet cases: maps filled by hand, packets through
+//! The loaded programs as a [`Dataplane`] of the packet cases: maps filled by hand, packets through
 //! `BPF_PROG_TEST_RUN`, next hops from a network namespace of its own.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_agent::bpf::features::Features;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, Interface,
@@ -15,13 +16,15 @@ use lb_common::names;
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{Family, V4, V6};
 
-use crate::cases::{At, EXTERNAL, NEXT_MAC, OWN_MAC, POD, Store, Verdict, World};
+use crate::bench::sys;
+use crate::cases::{At, Case, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, OWN_MAC, POD, Verdict};
 use crate::netns::NetNs;
 use crate::prog_run::{
     FlowMapKey, Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
 };
+use crate::wait;
 
-/// The loaded programs, used for one case after the other. Lives on a thread of its namespace.
+/// The loaded programs and their maps, used for one case after the other, in a namespace of their own.
 #[derive(Debug)]
 pub struct Loaded {
     programs: Programs,
@@ -32,39 +35,33 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// A namespace with the interfaces that the cases name.
-    pub fn namespace() -> Result<NetNs> {
-        let ns = NetNs::new("pipeline")?;
-        let mac = OWN_MAC.map(|octet| format!("{octet:02x}")).join(":");
-        ns.ip(&format!(
-            "link add ext index {EXTERNAL} address {mac} type veth peer name peer-ext index 12\n\
-             link add pod index {POD} type veth peer name peer-pod index 13\n\
-             link set lo up\nlink set peer-ext up\nlink set ext up\nlink set peer-pod up\nlink set pod up\n"
-        ))?;
-        ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        Ok(ns)
-    }
-
-    /// Loads all programs as on a kernel with these features; to be called on a thread of `ns`.
-    pub fn new(ns: &NetNs, features: &Features) -> Result<Loaded> {
-        let mut programs = Programs::load_for(features)?;
-        for (slot, name) in names::programs::TAILS_XDP_SLOTS {
-            programs.set_tail(names::maps::TAILS_XDP, *slot, name)?;
-        }
-        for (slot, name) in names::programs::TAILS_TC_SLOTS {
-            programs.set_tail(names::maps::TAILS_TC, *slot, name)?;
-        }
+    /// Loads all programs as on a kernel with these features.
+    pub fn new(features: &Features) -> Result<Loaded> {
+        let ns = namespace()?;
+        let programs = ns.run(|| load(features))??;
         Ok(Loaded {
             programs,
-            ns: ns.clone(),
+            ns,
             ports: HashMap::new(),
             routes: BTreeSet::new(),
             before: HashMap::new(),
         })
     }
 
-    /// Empties the maps for the next case.
-    pub fn reset(&mut self) -> Result<()> {
+    /// Runs a case on empty maps.
+    pub fn run_case(&mut self, case: &Case<Loaded>) -> Result<()> {
+        let ns = self.ns.clone();
+        ns.run(|| {
+            // What is counted by processor is counted by one.
+            sys::pin();
+            self.reset()?;
+            (case.run)(self);
+            Ok(())
+        })?
+    }
+
+    /// Empties the maps.
+    fn reset(&mut self) -> Result<()> {
         self.clear::<V4>()?;
         self.clear::<V6>()?;
         self.programs
@@ -102,6 +99,41 @@ impl Loaded {
     }
 }
 
+/// A namespace with the interfaces that the cases name.
+fn namespace() -> Result<NetNs> {
+    let ns = NetNs::new("pipeline")?;
+    let mac = OWN_MAC.map(|octet| format!("{octet:02x}")).join(":");
+    ns.ip(&format!(
+        "link add ext index {EXTERNAL} address {mac} type veth peer name peer-ext index 12\n\
+         link add pod index {POD} type veth peer name peer-pod index 13\n\
+         link set lo up\nlink set peer-ext up\nlink set ext up\nlink set peer-pod up\nlink set pod up\n"
+    ))?;
+    ns.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+    Ok(ns)
+}
+
+fn load(features: &Features) -> Result<Programs> {
+    let mut programs = Programs::load_for(features)?;
+    for (slot, name) in names::programs::TAILS_XDP_SLOTS {
+        programs.set_tail(names::maps::TAILS_XDP, *slot, name)?;
+    }
+    for (slot, name) in names::programs::TAILS_TC_SLOTS {
+        programs.set_tail(names::maps::TAILS_TC, *slot, name)?;
+    }
+    Ok(programs)
+}
+
+/// The second of CLOCK_MONOTONIC that it is, as the programs count them.
+fn monotonic_second() -> i64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec
+}
+
 /// Fails the case: the traits of the cases have no errors.
 fn must<T>(result: Result<T>) -> T {
     match result {
@@ -110,7 +142,7 @@ fn must<T>(result: Result<T>) -> T {
     }
 }
 
-impl<F: Family + lb_common::pipeline::ip::Ip> Store<F> for Loaded {
+impl<F: Family + lb_common::pipeline::ip::Ip> FamilyMaps<F> for Loaded {
     fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
         must(
             self.programs
@@ -162,7 +194,7 @@ impl<F: Family + lb_common::pipeline::ip::Ip> Store<F> for Loaded {
     }
 }
 
-impl World for Loaded {
+impl Dataplane for Loaded {
     fn run(&mut self, at: At, ifindex: u32, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let program = match at {
             At::Xdp => names::programs::XDP_EXT_IN,
@@ -222,6 +254,17 @@ impl World for Loaded {
     fn put_device(&mut self, device: XdpDevice) {
         let slot = XdpDevice::slot(device.ifindex);
         must(self.programs.set(names::maps::XDP_DEVICES, slot, device));
+    }
+    fn begin_second(&mut self) {
+        let second = monotonic_second();
+        must(wait::until(
+            "another second",
+            Duration::from_secs(3),
+            || {
+                ensure!(monotonic_second() != second);
+                Ok(())
+            },
+        ));
     }
 }
 

@@ -19,7 +19,7 @@ use lb_common::wire::checksum::{Diff, fold};
 use lb_common::wire::{Header, W16};
 use lb_common::{V4, V6};
 
-use crate::cases::{At, Store, Verdict, World};
+use crate::cases::{At, Dataplane, FamilyMaps, Verdict};
 
 /// Bytes of an skb that are accessible before `linear` is called.
 const LINEAR: usize = 86;
@@ -363,7 +363,7 @@ impl<F: Halves> Tables<F> for Native {
     }
 }
 
-impl<F: Halves> Store<F> for Native {
+impl<F: Halves> FamilyMaps<F> for Native {
     fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
         F::half_mut(self).services.insert(key, service);
     }
@@ -403,7 +403,7 @@ impl<F: Halves> Store<F> for Native {
     }
 }
 
-impl World for Native {
+impl Dataplane for Native {
     fn run(&mut self, at: At, ifindex: u32, packet: &[u8]) -> (Verdict, Vec<u8>) {
         let mut packet = Packet::new(packet, at, ifindex, self);
         let outcome = match packet.bytes.get(12..14) {
@@ -449,6 +449,9 @@ impl World for Native {
     }
     fn put_device(&mut self, device: XdpDevice) {
         self.devices.insert(XdpDevice::slot(device.ifindex), device);
+    }
+    fn begin_second(&mut self) {
+        self.refusals.set(0);
     }
 }
 

@@ -1,79 +1,56 @@
-//! The cases of `lb_tests::cases` through the loaded programs: the same packets and states as
-//! `pipeline_native`, so that the two builds of the pipeline cannot drift.
+//! The cases of `lb_tests::cases` through the loaded programs: the same packets and states as `pipeline_native`, so that
+//! the two builds of the pipeline cannot drift.
 
-use std::time::Duration;
+use std::process::ExitCode;
 
-use anyhow::Result;
 use lb_agent::bpf::features::Features;
-use lb_common::{V4, V6};
-use lb_tests::{cases, loaded::Loaded, require, wait};
+use lb_common::abi::FrontendKind;
+use lb_tests::cases::{self, At, CaseNode, Net, at, first, local, of_others, packet};
+use lb_tests::loaded::Loaded;
+use lb_tests::packet::TCP;
+use lb_tests::requires::Need;
+use lb_tests::trials::{self, Shared, trial};
 
-#[test]
-fn every_case_holds_in_the_kernel() -> Result<()> {
-    require!(Root, Bpf);
-    every_case_holds(&Features::probe())
-}
-
-/// What newer kernels brought is not used.
-#[test]
-fn every_case_holds_as_on_an_older_kernel() -> Result<()> {
-    require!(Root, Bpf);
-    every_case_holds(&Features {
-        csum_ipv6: false,
-        set_retval: false,
-        ..Features::probe()
-    })
-}
-
-fn every_case_holds(features: &Features) -> Result<()> {
-    let ns = Loaded::namespace()?;
-    ns.run(|| -> Result<()> {
-        lb_tests::bench::sys::pin();
-        let mut world = Loaded::new(&ns, features)?;
-        let mut failed = Vec::new();
-        let cases = cases::all::<Loaded>();
-        let count = cases.len();
-        for (name, case) in cases {
-            world.reset()?;
-            if name.contains("limit") {
-                // Refusals are counted by the second: a new one, and its beginning.
-                for is_young in [false, true] {
-                    wait::until("another second", Duration::from_secs(3), || {
-                        let part = monotonic_part();
-                        anyhow::ensure!((part < 300_000_000) == is_young, "{part} ns into it");
-                        Ok(())
-                    })?;
-                }
-            }
-            let run = std::panic::AssertUnwindSafe(|| case(&mut world));
-            if std::panic::catch_unwind(run).is_err() {
-                failed.push(name);
-            }
-        }
-        for family in [
-            cases::frames_of_others_are_untouched_at_tc::<V4, Loaded>,
-            cases::frames_of_others_are_untouched_at_tc::<V6, Loaded>,
+fn main() -> ExitCode {
+    let this_kernel = Shared::new(|| Loaded::new(&Features::probe()));
+    // What newer kernels brought is not used.
+    let older_kernel = Shared::new(|| {
+        Loaded::new(&Features {
+            csum_ipv6: false,
+            set_retval: false,
+            ..Features::probe()
+        })
+    });
+    let mut trials = Vec::new();
+    for case in [cases::all(), all()].into_iter().flatten() {
+        // Neighbours in this order run at the same time, each with programs of its own.
+        for (kernel, loaded) in [
+            ("this_kernel", &this_kernel),
+            ("older_kernel", &older_kernel),
         ] {
-            world.reset()?;
-            family(&mut world);
+            let (case, loaded) = (case.clone(), loaded.clone());
+            let name = format!("{kernel}::{}", case.name);
+            trials.push(trial(name, &[Need::Root, Need::Bpf], move || {
+                loaded.with(|loaded| loaded.run_case(&case))
+            }));
         }
-        eprintln!("{count} cases through the loaded programs");
-        assert!(
-            failed.is_empty(),
-            "{} of {count} cases failed: {failed:#?}",
-            failed.len()
-        );
-        Ok(())
-    })?
+    }
+    drop((this_kernel, older_kernel));
+    trials::run(trials)
 }
 
-/// Nanoseconds of the current second of CLOCK_MONOTONIC.
-fn monotonic_part() -> i64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the kernel writes one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_nsec
+// The kernel alone tells tc whose a frame is.
+lb_tests::cases! { Loaded => frame_of_another_host_is_untouched_at_tc }
+
+fn frame_of_another_host_is_untouched_at_tc<F: Net>(node: &mut CaseNode<'_, F, Loaded>) {
+    let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
+    let to = [local(node.h.pod, 8080)];
+    node.service_with(front, TCP, FrontendKind::NodePort, &to, |_| {});
+    node.untouched(At::External, &of_others(first(TCP, client, front)));
+    node.translated(
+        At::External,
+        &first(TCP, client, front),
+        &first(TCP, client, at(node.h.pod, 8080)),
+    );
+    node.untouched(At::External, &of_others(packet(TCP, client, front)));
 }

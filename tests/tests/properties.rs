@@ -8,7 +8,7 @@ use lb_common::pipeline::parse;
 use lb_common::pipeline::rewrite::{self, Addresses};
 use lb_common::wire::checksum::{Diff, fold};
 use lb_common::{V4, V6};
-use lb_tests::cases::{At, EXTERNAL, Net, World};
+use lb_tests::cases::{At, Dataplane, EXTERNAL, Net};
 use lb_tests::native::{Halves, Native, Packet};
 use lb_tests::packet::{Checksum, PacketBuilder, Parsed};
 use proptest::prelude::*;

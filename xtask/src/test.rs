@@ -273,10 +273,12 @@ fn binary(line: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// `test NAME ... ignored, REASON` → name and reason.
+/// `test NAME ... ignored, REASON` of libtest, `test NAME    ... ignored (REASON)` of libtest-mimic → name and reason.
 fn ignored(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ignored")?;
-    Some((name, rest.strip_prefix(", ").unwrap_or("marked as ignored")))
+    let of_mimic = || rest.strip_prefix(" (")?.strip_suffix(')');
+    let reason = rest.strip_prefix(", ").or_else(of_mimic);
+    Some((name.trim_end(), reason.unwrap_or("marked as ignored")))
 }
 
 #[cfg(test)]
@@ -291,6 +293,7 @@ test a::passes ... ok
 test a::fails ... FAILED
 test a::waits ... ignored, needs a network
 test a::other ... ignored
+test a::third      ... ignored (needs root (CAP_SYS_ADMIN))
 
 failures:
 
@@ -318,7 +321,11 @@ glued to a child's output test result: ok. 12 passed; 0 failed; 0 ignored; 0 mea
         );
         assert_eq!(
             reader.ignored,
-            ["a::waits: needs a network", "a::other: marked as ignored"]
+            [
+                "a::waits: needs a network",
+                "a::other: marked as ignored",
+                "a::third: needs root (CAP_SYS_ADMIN)"
+            ]
         );
     }
 

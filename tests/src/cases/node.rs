@@ -1,0 +1,322 @@
+//! A dataplane → a configured node that a case fills with Services, sends packets through and looks into.
+
+use std::marker::PhantomData;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::abi::{
+    Backend, BackendState, Be16, Config, Counter, DropReason, FrontendKind, Interface,
+    InterfaceRole, MacAddr, SelectionList, Service, ServiceFlags, ServiceKey, XdpDevice,
+};
+use lb_common::pipeline::packet::NextHop;
+use lb_common::{V4, V6};
+
+use super::dataplane::{At, DataplaneOf, FamilyMaps, Verdict};
+use super::hosts::{EXTERNAL, Hosts, NEXT_MAC, Net, OWN_MAC, POD, at, ip};
+use crate::packet::{PacketBuilder, Parsed};
+
+/// An backend as a case puts it.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendAt {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// [`BackendState`] flags.
+    pub state: u32,
+}
+
+/// On this node.
+pub fn local(ip: IpAddr, port: u16) -> BackendAt {
+    BackendAt {
+        addr: at(ip, port),
+        state: BackendState::LOCAL | BackendState::IN_LOCAL | BackendState::IN_CLUSTER,
+    }
+}
+
+/// On another node.
+pub fn remote(ip: IpAddr, port: u16) -> BackendAt {
+    BackendAt {
+        addr: at(ip, port),
+        state: BackendState::IN_CLUSTER,
+    }
+}
+
+/// A service port that was put.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// Its frontend.
+    pub service: Service,
+    /// Its backends, in the order of the backends.
+    pub ids: Vec<u32>,
+}
+
+/// A dataplane with a configured node in it, which a case writes Services to and sends packets through.
+pub struct CaseNode<'a, F: Net, D: DataplaneOf<F>> {
+    /// The dataplane.
+    pub dataplane: &'a mut D,
+    /// Its hosts.
+    pub h: Hosts,
+    /// Its configuration.
+    pub config: Config,
+    /// The interface that packets leave by.
+    pub exit: u32,
+    next_id: u32,
+    next_service: u32,
+    next_row: u32,
+    family: PhantomData<F>,
+}
+
+impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
+    /// Configures the node.
+    pub fn new(dataplane: &'a mut D) -> Self {
+        let (four, six) = (V4::hosts(), V6::hosts());
+        let config = Config {
+            node_v4: V4::addr(four.node),
+            node_v6: V6::addr(six.node),
+            cluster_net_v4: V4::addr(ip("10.96.0.0")),
+            cluster_mask_v4: V4::addr(ip("255.255.0.0")),
+            cluster_net_v6: V6::addr(ip("fd00:10:96::")),
+            cluster_mask_v6: V6::addr(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0")),
+            snat_port_min: 20_000,
+            snat_port_max: 29_999,
+            ..Config::default()
+        };
+        dataplane.put_config(config);
+        dataplane.put_interface(
+            EXTERNAL,
+            Interface {
+                mtu: 1500,
+                mac: MacAddr::new(OWN_MAC),
+                role: InterfaceRole::External as u8,
+                ..Interface::default()
+            },
+        );
+        dataplane.put_interface(
+            POD,
+            Interface {
+                mtu: 1500,
+                role: InterfaceRole::Pod as u8,
+                ..Interface::default()
+            },
+        );
+        dataplane.put_device(XdpDevice::new(EXTERNAL, 1500, MacAddr::new(OWN_MAC)));
+        CaseNode {
+            dataplane,
+            h: F::hosts(),
+            config,
+            exit: EXTERNAL,
+            next_id: 1,
+            next_service: 1,
+            next_row: 1,
+            family: PhantomData,
+        }
+    }
+
+    /// Changes the modes.
+    pub fn modes(&mut self, modes: u32) {
+        self.config.modes = modes;
+        self.dataplane.put_config(self.config);
+    }
+
+    /// Puts a frontend of a new service port; policies and the like are what `change` makes of it.
+    pub fn service_with(
+        &mut self,
+        addr: SocketAddr,
+        proto: u8,
+        kind: FrontendKind,
+        backends: &[BackendAt],
+        change: impl FnOnce(&mut Service),
+    ) -> Placed {
+        let id = self.next_service;
+        self.next_service += 1;
+        let mut ids = Vec::new();
+        let mut local = Vec::new();
+        for backend in backends {
+            let id_of_backend = self.next_id;
+            self.next_id += 1;
+            ids.push(id_of_backend);
+            if backend.state & BackendState::IN_LOCAL != 0 {
+                local.push(id_of_backend);
+            }
+            self.put_backend(id_of_backend, *backend, id, 0);
+        }
+        let mut service = Service::default();
+        service.id = id;
+        service.cluster = self.rows(&ids);
+        service.local = self.rows(&local);
+        service.kind = kind as u8;
+        if !ids.is_empty() {
+            service.flags = ServiceFlags::HAS_ENDPOINTS;
+        }
+        change(&mut service);
+        self.frontend(addr, proto, service);
+        Placed { service, ids }
+    }
+
+    /// Puts a ClusterIP frontend with default policies.
+    pub fn service(&mut self, addr: SocketAddr, proto: u8, backends: &[BackendAt]) -> Placed {
+        self.service_with(addr, proto, FrontendKind::ClusterIp, backends, |_| {})
+    }
+
+    /// Makes the address of a frontend a ClusterIP that exists: the agent's address-only entry.
+    pub fn cluster_ip_exists(&mut self, addr: SocketAddr) {
+        let mut any = Service::default();
+        any.flags = ServiceFlags::ADDRESS_ONLY;
+        any.kind = FrontendKind::ClusterIp as u8;
+        self.frontend(at(addr.ip(), 0), 0, any);
+    }
+
+    /// Puts a frontend.
+    pub fn frontend(&mut self, addr: SocketAddr, proto: u8, service: Service) {
+        let key = ServiceKey::<F>::new(F::addr(addr.ip()), Be16::from_host(addr.port()), proto);
+        self.dataplane.put_service(key, service.sealed(&key));
+        if addr.port() != 0 {
+            self.dataplane.open_port(proto, addr.port());
+        }
+    }
+
+    /// Writes a backend under an id; `generation` counts its meanings.
+    pub fn put_backend(&mut self, id: u32, backend: BackendAt, service_id: u32, generation: u32) {
+        let state =
+            backend.state | BackendState::USABLE | (generation * BackendState::GENERATION_STEP);
+        let (addr, port) = (backend.addr.ip(), backend.addr.port());
+        self.dataplane.put_backend(
+            id,
+            Backend::<F>::new(F::addr(addr), Be16::from_host(port), 0, state, service_id),
+        );
+    }
+
+    /// Writes a table.
+    fn rows(&mut self, ids: &[u32]) -> SelectionList {
+        let offset = self.next_row;
+        let len = u32::try_from(ids.len()).unwrap_or(0);
+        self.next_row += len;
+        self.dataplane.put_rows(offset, ids);
+        SelectionList { offset, len }
+    }
+
+    /// Sends a packet and compares all of what comes out.
+    #[track_caller]
+    pub fn check(
+        &mut self,
+        hook: At,
+        input: &PacketBuilder,
+        verdict: Verdict,
+        output: &PacketBuilder,
+    ) {
+        self.check_bytes(hook, &input.build(), verdict, &output.build());
+    }
+
+    /// The same with bytes.
+    #[track_caller]
+    pub fn check_bytes(&mut self, hook: At, input: &[u8], verdict: Verdict, output: &[u8]) {
+        let (got, bytes) = self.run(hook, input);
+        assert_eq!(
+            (got, Parsed::frame(&bytes)),
+            (verdict, Parsed::frame(output)),
+            "{hook:?}: verdict and packet"
+        );
+        assert_eq!(bytes, output, "{hook:?}: bytes of the packet");
+    }
+
+    /// Sends a packet that is to pass as this one.
+    #[track_caller]
+    pub fn translated(&mut self, hook: At, input: &PacketBuilder, output: &PacketBuilder) {
+        self.check(hook, input, Verdict::Pass, output);
+    }
+
+    /// Sends a packet that is to pass as it is.
+    #[track_caller]
+    pub fn untouched(&mut self, hook: At, input: &PacketBuilder) {
+        self.check(hook, input, Verdict::Pass, input);
+    }
+
+    /// Sends a packet that is to be dropped for this reason.
+    #[track_caller]
+    pub fn dropped(&mut self, hook: At, input: &PacketBuilder, reason: DropReason) {
+        let before = self.dataplane.counter(reason as u32);
+        let (verdict, _) = self.run(hook, &input.build());
+        let counted = self.dataplane.counter(reason as u32) - before;
+        assert_eq!((verdict, counted), (Verdict::Drop, 1), "{reason:?}");
+    }
+
+    /// Sends a packet.
+    pub fn run(&mut self, hook: At, input: &[u8]) -> (Verdict, Vec<u8>) {
+        let ifindex = match hook {
+            At::Pod => POD,
+            At::Out => self.exit,
+            At::Xdp | At::External => EXTERNAL,
+        };
+        self.dataplane.run(hook, ifindex, input)
+    }
+
+    /// Sends a packet that is to pass, and reads what comes out.
+    #[track_caller]
+    pub fn sent(&mut self, hook: At, input: &PacketBuilder) -> Parsed {
+        let (verdict, bytes) = self.run(hook, &input.build());
+        assert_eq!(verdict, Verdict::Pass, "{hook:?}");
+        match Parsed::frame(&bytes) {
+            Ok(parsed) => parsed,
+            Err(error) => panic!("{hook:?}: {error}"),
+        }
+    }
+
+    /// Sends a packet of client → backend through tc ingress; gives the source that it got there, whose port the
+    /// egress hook goes by.
+    #[track_caller]
+    pub fn middle(&mut self, input: &PacketBuilder) -> SocketAddr {
+        let parsed = self.sent(At::External, input);
+        assert!(
+            (20_000..30_000).contains(&parsed.source.port()),
+            "{parsed:?}"
+        );
+        parsed.source
+    }
+
+    /// Compares a counter.
+    #[track_caller]
+    pub fn counted(&mut self, counter: Counter, times: u64) {
+        assert_eq!(self.dataplane.counter(counter as u32), times, "{counter:?}");
+    }
+
+    /// Elements of `flows_*`.
+    pub fn flows(&mut self) -> usize {
+        FamilyMaps::<F>::flows(self.dataplane).len()
+    }
+
+    /// Elements of `openings_*`.
+    pub fn openings(&mut self) -> usize {
+        FamilyMaps::<F>::openings(self.dataplane).len()
+    }
+
+    /// Makes XDP able to send to these addresses at once.
+    pub fn routes(&mut self, addrs: &[IpAddr]) {
+        for addr in addrs {
+            let hop = NextHop {
+                ifindex: EXTERNAL,
+                dmac: MacAddr::new(NEXT_MAC),
+                ready: true,
+            };
+            FamilyMaps::<F>::put_route(self.dataplane, F::addr(*addr), hop);
+        }
+    }
+
+    /// An error about a packet, from `source` to `destination`; the quote is cut after `len` bytes.
+    pub fn error(
+        &self,
+        source: IpAddr,
+        destination: IpAddr,
+        quoted: &PacketBuilder,
+        len: usize,
+    ) -> PacketBuilder {
+        let quoted = quoted.build_ip();
+        let len = len.min(quoted.len());
+        PacketBuilder::too_big(source, destination, 1280, &quoted[..len])
+    }
+}
+
+/// The same service port without an endpoint.
+pub fn emptied(mut service: Service) -> Service {
+    service.cluster = SelectionList::default();
+    service.local = SelectionList::default();
+    service.flags = 0;
+    service
+}
