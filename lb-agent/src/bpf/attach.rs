@@ -88,6 +88,39 @@ impl TcMode {
     }
 }
 
+/// How an XDP program is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpKind {
+    /// In the driver.
+    Native,
+    /// In the stack, for drivers without.
+    Generic,
+}
+
+impl XdpKind {
+    /// In tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            XdpKind::Native => "native",
+            XdpKind::Generic => "generic",
+        }
+    }
+
+    const fn hook(self) -> &'static Hook {
+        match self {
+            XdpKind::Native => &XDP_NATIVE,
+            XdpKind::Generic => &XDP_GENERIC,
+        }
+    }
+
+    const fn other(self) -> XdpKind {
+        match self {
+            XdpKind::Native => XdpKind::Generic,
+            XdpKind::Generic => XdpKind::Native,
+        }
+    }
+}
+
 /// A kind of link.
 struct Hook {
     name: &'static str,
@@ -213,15 +246,15 @@ impl Attacher {
         Ok(())
     }
 
-    /// XDP, native or generic.
-    pub fn xdp(&mut self, ifindex: u32, native: bool, program: BorrowedFd<'_>) -> AttachResult<()> {
-        let (hook, other) = if native {
-            (&XDP_NATIVE, &XDP_GENERIC)
-        } else {
-            (&XDP_GENERIC, &XDP_NATIVE)
-        };
-        self.remove(ifindex, other)?;
-        self.device_link(ifindex, hook, program)
+    /// XDP; what is attached in the other way goes before.
+    pub fn xdp(
+        &mut self,
+        ifindex: u32,
+        kind: XdpKind,
+        program: BorrowedFd<'_>,
+    ) -> AttachResult<()> {
+        self.remove(ifindex, kind.other().hook())?;
+        self.device_link(ifindex, kind.hook(), program)
             .map_err(|error| match error {
                 AttachError::Io { source, .. }
                     if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) =>
@@ -229,7 +262,7 @@ impl Attacher {
                     AttachError::XdpTaken
                 }
                 AttachError::Io { source, .. }
-                    if native && source.raw_os_error() != Some(libc::EPERM) =>
+                    if kind == XdpKind::Native && source.raw_os_error() != Some(libc::EPERM) =>
                 {
                     AttachError::NoNativeXdp(source)
                 }
@@ -238,18 +271,14 @@ impl Attacher {
     }
 
     /// Whether an interface still has what was attached: somebody may detach links or delete filters.
-    pub fn is_attached(&mut self, ifindex: u32, xdp: Option<&str>) -> bool {
+    pub fn is_attached(&mut self, ifindex: u32, xdp: Option<XdpKind>) -> bool {
         let link = |hook: &Hook| {
             let pin = self.links.join(format!("{ifindex}-{}", hook.name));
             sys::obj_get(&pin, 0)
                 .and_then(|link| sys::link_info(link.as_fd()))
                 .is_ok_and(|info| info.target == ifindex)
         };
-        let xdp = match xdp {
-            Some("native") => link(&XDP_NATIVE),
-            Some(_) => link(&XDP_GENERIC),
-            None => true,
-        };
+        let xdp = xdp.is_none_or(|kind| link(kind.hook()));
         xdp && match self.tc {
             TcMode::Tcx => link(&TCX_INGRESS) && link(&TCX_EGRESS),
             TcMode::Clsact => [Direction::Ingress, Direction::Egress]

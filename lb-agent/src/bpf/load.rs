@@ -26,7 +26,6 @@ use super::{
     maps::{bytes, pin_dir, program_pin},
     sys,
 };
-use crate::config::Config;
 
 /// The BPF object that this build carries; empty when it was built without.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.o"));
@@ -113,33 +112,40 @@ pub struct Sizes {
     pub frontends: u32,
     /// `backends_*`.
     pub backends: u32,
-    /// Elements of `selection`.
-    pub blocks: u32,
-    /// `flows_*`.
+    /// `flows_*`; `openings_*` have half as many.
     pub flows: u32,
-    /// `openings_*`.
-    pub openings: u32,
+    /// Rows of `selection`, which lie in blocks.
+    pub rows: u32,
+}
+
+/// What tables may take of a machine's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemoryShare {
+    /// Entries of `flows_*`.
+    pub flows: u32,
+    /// Rows of `selection`.
+    pub rows: u32,
+}
+
+impl MemoryShare {
+    /// A 128th of the memory for flows, a 384th for selection tables.
+    pub fn of(memory_bytes: u64) -> MemoryShare {
+        MemoryShare {
+            // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
+            flows: share(memory_bytes / 128 / 304, 65_536, 1_048_576),
+            rows: share(memory_bytes / 384 / 4, 1 << 22, 1 << 24),
+        }
+    }
 }
 
 impl Sizes {
-    /// Sizes by the flags, the rest by the machine's memory.
-    pub fn new(config: &Config, memory_bytes: u64) -> Sizes {
-        // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
-        // A 128th of the memory for flows, a 384th for selection tables.
-        let flows = config
-            .flow_table_size
-            .unwrap_or_else(|| share(memory_bytes / 128 / 304, 65_536, 1_048_576));
-        let rows = config
-            .selection_rows
-            .unwrap_or_else(|| share(memory_bytes / 384 / 4, 1 << 22, 1 << 24));
+    fn blocks(&self) -> u32 {
         let block = u32::try_from(SELECTION_BLOCK_ROWS).unwrap_or(1024);
-        Sizes {
-            frontends: config.max_frontends,
-            backends: config.max_backends,
-            blocks: rows.div_ceil(block),
-            flows,
-            openings: (flows / 2).clamp(16_384, 262_144),
-        }
+        self.rows.div_ceil(block)
+    }
+
+    fn openings(&self) -> u32 {
+        (self.flows / 2).clamp(16_384, 262_144)
     }
 
     fn entries(&self) -> [(&'static str, u32); 10] {
@@ -150,11 +156,11 @@ impl Sizes {
             (names::SERVICE_STATS, self.frontends.saturating_mul(2)),
             (names::BACKENDS[0], self.backends),
             (names::BACKENDS[1], self.backends),
-            (names::SELECTION, self.blocks),
+            (names::SELECTION, self.blocks()),
             (names::FLOWS[0], self.flows),
             (names::FLOWS[1], self.flows),
-            (names::OPENINGS[0], self.openings),
-            (names::OPENINGS[1], self.openings),
+            (names::OPENINGS[0], self.openings()),
+            (names::OPENINGS[1], self.openings()),
         ]
     }
 }

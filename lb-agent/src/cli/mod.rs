@@ -9,12 +9,12 @@ pub mod services;
 pub mod status;
 pub mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
-use self::table::{Output, print_line};
+use self::table::Output;
 use crate::{
     bpf::maps::{Maps, pin_dir},
     config::{DEFAULT_BPFFS, RunArgs},
@@ -134,43 +134,6 @@ impl Filtered {
     }
 }
 
-/// Flags of `run` with their values, defaults included.
-fn run_flags() -> Vec<(String, String)> {
-    let command = Cli::command();
-    let matches = command.clone().try_get_matches_from(std::env::args_os());
-    let matches = matches.ok();
-    let run = matches
-        .as_ref()
-        .and_then(|matches| matches.subcommand_matches("run"));
-    let value = |id: &str| {
-        let values = run?.try_get_raw(id).ok()??;
-        let values = values.map(|value| value.to_string_lossy().into_owned());
-        Some(values.collect::<Vec<_>>().join(","))
-    };
-    let args = command
-        .find_subcommand("run")
-        .into_iter()
-        .flat_map(clap::Command::get_arguments);
-    let mut flags: Vec<(String, String)> = args
-        .filter_map(|arg| {
-            let id = arg.get_id().as_str();
-            Some((arg.get_long()?.to_owned(), value(id).unwrap_or_default()))
-        })
-        .collect();
-    flags.sort();
-    flags
-}
-
-/// Removes everything and tells how much it was.
-fn clean_up(bpffs: &Path) -> Result<()> {
-    let removed = cleanup::cleanup(bpffs)?;
-    StateFile::of(bpffs).remove()?;
-    print_line(&format!(
-        "removed {} attachments and {} pins",
-        removed.attachments, removed.pins
-    ))
-}
-
 impl Cli {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
@@ -185,7 +148,7 @@ impl Cli {
             }
             Command::Flows(args) => flows::flows(args),
             Command::Interfaces(query) => interfaces::interfaces(&query.open()?),
-            Command::Cleanup(pins) => clean_up(&pins.bpffs),
+            Command::Cleanup(pins) => cleanup::cleanup(&pins.bpffs),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use clap::Args;
 
 use super::{ConfigError, conntrack::Setting, invalid};
-use crate::desired::state::Prefix;
+use crate::net::Prefix;
 
 /// Gates that mean something here.
 const EXTERNAL_IPS: &str = "AllowServiceExternalIPs";

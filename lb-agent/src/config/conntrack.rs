@@ -127,7 +127,7 @@ fn set(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kube::temp_dir::TempDir;
+    use crate::temp_dir::TempDir;
 
     // semantics 24.9
     #[test]

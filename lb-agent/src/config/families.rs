@@ -5,8 +5,8 @@ use std::{net::IpAddr, path::Path};
 
 use super::{Config, ConfigError, RunArgs, compat::LocalDetector, invalid};
 use crate::{
-    desired::state::{IpFamily, Prefix},
-    kube::{objects::Node, parse},
+    kube::objects::Node,
+    net::{IpFamily, Prefix},
 };
 
 /// Whether the kernel has IPv6: without it this is a host of one family.
@@ -96,7 +96,7 @@ pub(super) fn check_node(config: &Config, node: &Node) -> Result<Vec<String>, Co
     let listed: Vec<Prefix> = config
         .node_port_list
         .split(',')
-        .filter_map(|item| parse::prefix(item.trim()))
+        .filter_map(|item| Prefix::parse(item.trim()))
         .collect();
     for family in IpFamily::BOTH {
         if is_dual_stack && are_foreign(&listed, family) && open[family.index()] {
@@ -135,7 +135,7 @@ mod tests {
             addresses: addresses.collect(),
             pod_cidrs: pod_cidrs
                 .iter()
-                .map(|text| parse::prefix(text).unwrap())
+                .map(|text| Prefix::parse(text).unwrap())
                 .collect(),
             leaving: false,
         }

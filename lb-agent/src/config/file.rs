@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf};
 
 use super::{ObjectSource, RunArgs};
-use crate::{hooks::chain, kube::api::Access};
+use crate::{error::chain, kube::api::Access};
 
 /// The file that the configuration in force was read from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,7 +70,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::kube::temp_dir::TempDir;
+    use crate::temp_dir::TempDir;
 
     #[derive(clap::Parser)]
     struct Line {

@@ -351,7 +351,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::{config::conntrack::Setting, kube::temp_dir::TempDir};
+    use crate::{config::conntrack::Setting, temp_dir::TempDir};
 
     #[derive(clap::Parser)]
     struct Line {

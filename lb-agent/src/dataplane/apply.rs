@@ -30,7 +30,10 @@ use super::{
     span::Span,
     store::{FamilyMaps, MapStore, StoreError, StoreFamily, StoreResult},
 };
-use crate::desired::state::{Change, FrontendKindOrd, IpFamily, PortKey, ServicePort};
+use crate::{
+    desired::state::{Change, FrontendKindOrd, PortKey, ServicePort},
+    net::IpFamily,
+};
 
 /// What both families share.
 #[derive(Debug)]
@@ -288,9 +291,9 @@ impl<S: MapStore> Shared<S> {
         if self.has_snat_ports {
             return;
         }
-        let (first, last) = self.config.snat_ports;
+        let range = self.config.snat_ports;
         for slot in 0..PORT_FILTER_ENTRIES {
-            for port in first..=last {
+            for port in range.ports() {
                 if let Err(source) = self.filter.write(&mut self.store, slot, port, true) {
                     self.report.errors.push(source.into());
                     return;
@@ -298,8 +301,8 @@ impl<S: MapStore> Shared<S> {
             }
         }
         let written = self.store.update_config(&mut |config| {
-            config.snat_port_min = first;
-            config.snat_port_max = last;
+            config.snat_port_min = range.first;
+            config.snat_port_max = range.last;
         });
         match written {
             Ok(()) => self.has_snat_ports = true,
@@ -308,7 +311,7 @@ impl<S: MapStore> Shared<S> {
     }
 
     fn is_snat_port(&self, port: u16) -> bool {
-        (self.config.snat_ports.0..=self.config.snat_ports.1).contains(&port)
+        self.config.snat_ports.contains(port)
     }
 
     /// Clears the bits that nothing uses, whoever set them.

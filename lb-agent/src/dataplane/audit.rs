@@ -13,7 +13,10 @@ use super::{
     report::ApplyReport,
     store::{FamilyMaps, MapStore, StoreFamily, StoreResult},
 };
-use crate::desired::state::{Change, IpFamily, PortKey, ServicePort};
+use crate::{
+    desired::state::{Change, PortKey, ServicePort},
+    net::IpFamily,
+};
 
 /// What an audit found, and repaired.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ pub mod gc;
 pub mod ids;
 pub mod maglev;
 pub mod model;
+pub mod pinned;
 pub mod report;
 mod restore;
 pub mod slab;

@@ -10,19 +10,25 @@ use lb_common::{
 };
 
 use super::maglev::Member;
-use crate::desired::state::{Endpoint, Frontend, FrontendKindOrd, PortKey, Prefix, ServicePort};
+use crate::{
+    desired::state::{Endpoint, Frontend, FrontendKindOrd, PortKey, ServicePort},
+    net::{PortRange, Prefix},
+};
 
 /// What the dataplane must know besides the desired state.
 #[derive(Clone, Debug)]
 pub struct DataplaneConfig {
     /// Ports for source translation, first and last.
-    pub snat_ports: (u16, u16),
+    pub snat_ports: PortRange,
 }
 
 impl Default for DataplaneConfig {
     fn default() -> Self {
         DataplaneConfig {
-            snat_ports: (20_000, 29_999),
+            snat_ports: PortRange {
+                first: 20_000,
+                last: 29_999,
+            },
         }
     }
 }

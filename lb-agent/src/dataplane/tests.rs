@@ -14,9 +14,11 @@ use super::{
     model,
     store::{Capacities, FamilyMaps, MapStore},
 };
-use crate::desired::state::{
-    Change, Endpoint, Frontend, FrontendKindOrd, IpFamily, PortKey, Prefix, Protocol, ServicePort,
-    ServicePortName,
+use crate::{
+    desired::state::{
+        Change, Endpoint, Frontend, FrontendKindOrd, PortKey, ServicePort, ServicePortName,
+    },
+    net::{IpFamily, PortRange, Prefix, Protocol},
 };
 
 fn key(name: &str) -> PortKey {
@@ -71,7 +73,10 @@ fn start(store: FakeStore) -> Dataplane<FakeStore> {
     Dataplane::new(
         store,
         DataplaneConfig {
-            snat_ports: (20_000, 20_001),
+            snat_ports: PortRange {
+                first: 20_000,
+                last: 20_001,
+            },
         },
     )
     .unwrap()

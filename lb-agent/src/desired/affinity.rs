@@ -19,7 +19,7 @@ pub fn secs(service: &Service) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::testing::service;
+    use crate::kube::testing::service;
 
     #[test]
     fn the_timeout_counts_only_with_client_ip_affinity() {

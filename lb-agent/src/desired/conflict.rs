@@ -6,7 +6,8 @@ use std::{
     net::IpAddr,
 };
 
-use super::state::{Frontend, FrontendKindOrd, PortKey, Protocol};
+use super::state::{Frontend, FrontendKindOrd, PortKey};
+use crate::net::Protocol;
 
 /// What a packet names: the key of a frontend (21.1).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

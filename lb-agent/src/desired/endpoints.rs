@@ -2,8 +2,10 @@
 
 use std::{cmp::Reverse, net::IpAddr, sync::Arc};
 
-use super::state::{IpFamily, Protocol};
-use crate::kube::objects::{EndpointSlice, SliceEndpoint};
+use crate::{
+    kube::objects::{EndpointSlice, SliceEndpoint},
+    net::{IpFamily, Protocol},
+};
 
 /// An endpoint of a service port before the policies decide about it.
 #[derive(Clone, Copy, Debug)]

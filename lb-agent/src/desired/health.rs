@@ -5,9 +5,11 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use super::{
     endpoints,
     node::{self, NodeView},
-    state::IpFamily,
 };
-use crate::kube::objects::{EndpointSlice, Service, ServiceType};
+use crate::{
+    kube::objects::{EndpointSlice, Service, ServiceType},
+    net::IpFamily,
+};
 
 /// What a load balancer is to hear about a Service on this node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,9 +79,10 @@ pub fn addresses(view: &NodeView, family: IpFamily) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{
-        state::Protocol,
-        testing::{node, service, slice},
+    use crate::{
+        desired::testing::node,
+        kube::testing::{service, slice},
+        net::Protocol,
     };
 
     fn asked() -> Service {

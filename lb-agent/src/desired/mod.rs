@@ -1,4 +1,4 @@
-//! Store → what the dataplane is to hold. The decisions are pure functions, one file a chapter of the
+//! ObjectStore → what the dataplane is to hold. The decisions are pure functions, one file a chapter of the
 //! semantics; [`Desired`] holds their results and works in proportion to what changed.
 
 pub mod affinity;
@@ -32,7 +32,7 @@ pub use self::{
 };
 use crate::kube::{
     objects::Key,
-    store::{Dirty, Store},
+    store::{Dirty, ObjectStore},
 };
 
 /// A service port as it is served.
@@ -88,12 +88,12 @@ impl Desired {
     /// Takes what changed in the store. Every service port is in the result at most once: first
     /// those that are set, then those that are gone, each sorted by key. They are one step: a
     /// frontend may move from one port to another in it (semantics 21.3, 21.4).
-    pub fn apply(&mut self, store: &Store, dirty: &Dirty) -> Vec<Change> {
+    pub fn apply(&mut self, store: &ObjectStore, dirty: &Dirty) -> Vec<Change> {
         self.evaluate(store, dirty.services.iter())
     }
 
     /// Takes a new view of this node and evaluates again what depends on it (semantics 7.12).
-    pub fn set_node(&mut self, store: &Store, node: NodeView) -> Vec<Change> {
+    pub fn set_node(&mut self, store: &ObjectStore, node: NodeView) -> Vec<Change> {
         let context = Context::new(node);
         let old = std::mem::replace(&mut self.context, context);
         let new = &self.context;
@@ -144,7 +144,11 @@ impl Desired {
         self.health_revision
     }
 
-    fn evaluate<'a>(&mut self, store: &Store, keys: impl Iterator<Item = &'a Key>) -> Vec<Change> {
+    fn evaluate<'a>(
+        &mut self,
+        store: &ObjectStore,
+        keys: impl Iterator<Item = &'a Key>,
+    ) -> Vec<Change> {
         let mut step = Step::default();
         for key in keys {
             let service = store.service(key);

@@ -8,8 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use super::state::{IpFamily, Prefix};
-use crate::kube::parse;
+use crate::net::{IpFamily, Prefix};
 
 /// This node as the decisions see it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -113,7 +112,7 @@ impl FromStr for NodePortAddresses {
                     },
                 ]),
                 _ => {
-                    let prefix = parse::prefix(item);
+                    let prefix = Prefix::parse(item);
                     let unknown = || NodePortAddressesError::Unknown(item.to_owned());
                     parsed.prefixes.push(prefix.ok_or_else(unknown)?);
                     continue;
@@ -143,7 +142,7 @@ pub fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
     let named = |addr: &IpAddr, wanted: fn(&Prefix) -> bool| {
         prefixes
             .iter()
-            .any(|prefix| wanted(prefix) && parse::contains(prefix, addr))
+            .any(|prefix| wanted(prefix) && prefix.contains(addr))
     };
     let open = prefixes.is_empty() && !rules.primary;
     let loopback: IpAddr = match family {

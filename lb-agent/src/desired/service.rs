@@ -6,11 +6,11 @@ use super::{
     affinity, endpoints, health,
     node::NodeView,
     policy,
-    state::{Frontend, FrontendKindOrd, IpFamily, PortKey, Prefix, ServicePort, ServicePortName},
+    state::{Frontend, FrontendKindOrd, PortKey, ServicePort, ServicePortName},
 };
-use crate::kube::{
-    objects::{EndpointSlice, Port, Service, ServiceType},
-    parse,
+use crate::{
+    kube::objects::{EndpointSlice, Port, Service, ServiceType},
+    net::{IpFamily, Prefix},
 };
 
 /// This node with what follows from it for every Service.
@@ -108,8 +108,8 @@ pub fn source_ranges(
         return Vec::new();
     }
     // semantics 12.4: a node that has the address itself connects from it.
-    if primary.is_some_and(|addr| allowed.iter().any(|range| parse::contains(range, &addr))) {
-        allowed.extend(load_balancer_ips.iter().copied().map(parse::host_prefix));
+    if primary.is_some_and(|addr| allowed.iter().any(|range| range.contains(&addr))) {
+        allowed.extend(load_balancer_ips.iter().copied().map(Prefix::host));
     }
     allowed.sort();
     allowed.dedup();

@@ -5,70 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 pub use lb_common::abi::FrontendKind;
 
-/// An IP family.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum IpFamily {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl IpFamily {
-    /// Both families.
-    pub const BOTH: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
-    /// The family of an address.
-    pub const fn of(addr: &IpAddr) -> Self {
-        match addr {
-            IpAddr::V4(_) => IpFamily::V4,
-            IpAddr::V6(_) => IpFamily::V6,
-        }
-    }
-    /// Index into pairs of maps.
-    pub const fn index(self) -> usize {
-        match self {
-            IpFamily::V4 => 0,
-            IpFamily::V6 => 1,
-        }
-    }
-    /// Kubernetes' name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            IpFamily::V4 => "IPv4",
-            IpFamily::V6 => "IPv6",
-        }
-    }
-}
-
-/// A transport protocol of a Service.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// IANA protocol number.
-    pub const fn number(self) -> u8 {
-        match self {
-            Protocol::Tcp => lb_common::abi::proto::TCP,
-            Protocol::Udp => lb_common::abi::proto::UDP,
-            Protocol::Sctp => lb_common::abi::proto::SCTP,
-        }
-    }
-    /// Kubernetes' name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "TCP",
-            Protocol::Udp => "UDP",
-            Protocol::Sctp => "SCTP",
-        }
-    }
-}
+use crate::net::{IpFamily, Prefix, Protocol};
 
 /// Identity of a service port (semantics 1.6).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -156,15 +93,6 @@ pub struct Endpoint {
     pub usable: bool,
     /// Its zone, for display.
     pub zone: Option<Arc<str>>,
-}
-
-/// An address prefix.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct Prefix {
-    /// Network address.
-    pub addr: IpAddr,
-    /// Length in bits.
-    pub len: u8,
 }
 
 /// Everything that the dataplane holds of one service port in one family.

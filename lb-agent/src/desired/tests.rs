@@ -6,14 +6,17 @@ use proptest::prelude::*;
 
 use super::{
     endpoints, policy,
-    state::{Change, FrontendKindOrd, IpFamily, Protocol, ServicePort},
-    testing::{node, port, service, slice},
+    state::{Change, FrontendKindOrd, ServicePort},
+    testing::node,
     topology::{self, Mode},
     *,
 };
-use crate::kube::{
-    objects::{EndpointSlice, ObjectEvent, Service, ServiceType},
-    parse,
+use crate::{
+    kube::{
+        objects::{EndpointSlice, ObjectEvent, Service, ServiceType},
+        testing::{port, service, slice},
+    },
+    net::{IpFamily, Prefix, Protocol},
 };
 
 fn ip(text: &str) -> IpAddr {
@@ -167,12 +170,12 @@ fn source_ranges_restrict_only_where_they_say_something() {
     ] {
         let ranges: Vec<_> = ranges
             .iter()
-            .map(|text| parse::prefix(text).unwrap())
+            .map(|text| Prefix::parse(text).unwrap())
             .collect();
         let found = service::source_ranges(&ranges, IpFamily::V4, &vips, primary.map(ip));
         let wanted: Vec<_> = wanted
             .iter()
-            .map(|text| parse::prefix(text).unwrap())
+            .map(|text| Prefix::parse(text).unwrap())
             .collect();
         assert_eq!(found, wanted, "{ranges:?}");
     }
@@ -183,9 +186,9 @@ fn a_list_of_the_other_family_only_is_reported() {
     // semantics 28.11
     let mut web = service("web");
     web.load_balancer_ips = vec![ip("198.51.100.20")];
-    web.source_ranges = vec![parse::prefix("fd00::/8").unwrap()];
+    web.source_ranges = vec![Prefix::parse("fd00::/8").unwrap()];
     assert_eq!(service::problems(&web).len(), 1);
-    web.source_ranges.push(parse::prefix("10.0.0.0/8").unwrap());
+    web.source_ranges.push(Prefix::parse("10.0.0.0/8").unwrap());
     assert!(service::problems(&web).is_empty());
 }
 
@@ -573,13 +576,13 @@ fn set_slice(slice: EndpointSlice) -> ObjectEvent {
 }
 
 struct World {
-    store: Store,
+    store: ObjectStore,
     desired: Desired,
 }
 
 impl World {
     fn new() -> Self {
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         store.initial([]);
         World {
             store,
@@ -918,7 +921,7 @@ fn any_service() -> impl Strategy<Value = Service> {
                 })
                 .collect();
             if flags.2 {
-                made.source_ranges = vec![parse::prefix("192.0.2.0/24").unwrap()];
+                made.source_ranges = vec![Prefix::parse("192.0.2.0/24").unwrap()];
             }
             made
         },
@@ -966,7 +969,7 @@ fn any_event() -> impl Strategy<Value = ObjectEvent> {
 }
 
 /// The state that the store's content gives at once.
-fn from_scratch(store: &Store) -> Vec<Arc<ServicePort>> {
+fn from_scratch(store: &ObjectStore) -> Vec<Arc<ServicePort>> {
     let mut desired = Desired::new(node());
     let services = store
         .services()

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -23,13 +23,15 @@ use tokio::{
 
 use crate::{
     bpf::maps::MapResult,
-    desired::state::IpFamily,
-    hooks::chain,
+    clock::rfc3339,
+    error::chain,
+    exposition::Text,
+    kube::api::metrics::ApiMetrics,
+    net::IpFamily,
     telemetry::{
-        api::ApiMetrics,
         board::Board,
         metrics::{
-            Counters, Metrics, Text, render_build, render_gates, render_process, render_services,
+            Counters, Metrics, render_build, render_gates, render_process, render_services,
             render_unserved,
         },
         pages::{Pages, Pings},
@@ -145,7 +147,7 @@ impl Shared {
             .map(|(family, sync)| {
                 (
                     family.name(),
-                    json!({"lastUpdated": time(sync.updated), "healthy": fresh(sync)}),
+                    json!({"lastUpdated": rfc3339(sync.updated), "healthy": fresh(sync)}),
                 )
             })
             .collect();
@@ -155,7 +157,7 @@ impl Shared {
         } else {
             syncs.iter().filter_map(|sync| sync.updated).max()
         };
-        let mut body = json!({"lastUpdated": time(newest), "currentTime": time(Some(wall)), "healthy": healthy, "status": status});
+        let mut body = json!({"lastUpdated": rfc3339(newest), "currentTime": rfc3339(Some(wall)), "healthy": healthy, "status": status});
         if with_node {
             body["nodeEligible"] = json!(eligible);
         }
@@ -260,29 +262,6 @@ impl Shared {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// RFC 3339 in UTC; year 1 for "never", as Kubernetes writes it.
-pub fn time(at: Option<SystemTime>) -> String {
-    let Some(since) = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) else {
-        return "0001-01-01T00:00:00Z".to_owned();
-    };
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days since 0000-03-01, in eras of 400 years.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let part = (5 * day_of_year + 2) / 153;
-    let month = if part < 10 { part + 3 } else { part - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let date = day_of_year - (153 * part + 2) / 5 + 1;
-    format!(
-        "{year:04}-{month:02}-{date:02}T{:02}:{:02}:{:02}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
 }
 
 struct Answer {
@@ -466,19 +445,6 @@ async fn one(mut stream: TcpStream, answer: impl Fn(&str) -> Answer) -> std::io:
 mod tests {
     use super::*;
 
-    #[test]
-    fn times_are_rfc_3339() {
-        assert_eq!(time(None), "0001-01-01T00:00:00Z");
-        assert_eq!(
-            time(Some(UNIX_EPOCH + Duration::from_secs(951_782_399))),
-            "2000-02-28T23:59:59Z"
-        );
-        assert_eq!(
-            time(Some(UNIX_EPOCH + Duration::from_secs(951_782_400))),
-            "2000-02-29T00:00:00Z"
-        );
-    }
-
     // semantics 16.2
     #[test]
     fn the_oldest_pending_work_counts_until_it_is_done() {
@@ -550,7 +516,7 @@ mod tests {
     fn only_a_good_answer_looks_fresh() {
         let shared = Shared::default();
         shared.set_serving();
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let updated = |seconds| Sync {
             queued: None,
             updated: Some(at(seconds)),
@@ -560,14 +526,14 @@ mod tests {
             let (code, body) = shared.health(Instant::now(), at(1_000), true);
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             let families = ["IPv4", "IPv6"].map(|name| text(&body["status"][name]["lastUpdated"]));
-            assert_eq!(text(&body["currentTime"]), time(Some(at(1_000))));
+            assert_eq!(text(&body["currentTime"]), rfc3339(Some(at(1_000))));
             (code, text(&body["lastUpdated"]), families)
         };
-        let families = [100, 200].map(|seconds| time(Some(at(seconds))));
-        let good = (200, time(Some(at(1_000))), families.clone());
+        let families = [100, 200].map(|seconds| rfc3339(Some(at(seconds))));
+        let good = (200, rfc3339(Some(at(1_000))), families.clone());
         assert_eq!(times(), good);
         shared.set_eligible(false);
-        assert_eq!(times(), (503, time(Some(at(200))), families));
+        assert_eq!(times(), (503, rfc3339(Some(at(200))), families));
     }
 
     // semantics 16.8

@@ -19,8 +19,9 @@ use tokio::{
 
 use super::{Answer, Shared, accept, lock};
 use crate::{
-    desired::{health::HealthCheck, state::IpFamily},
+    desired::health::HealthCheck,
     kube::{api::events::EventWriter, objects::Key},
+    net::IpFamily,
 };
 
 /// Between two tries to open what could not be opened.

@@ -4,10 +4,10 @@
 use k8s_openapi::api::core::v1::{Service as ApiService, ServicePort, ServiceSpec};
 
 use super::{
-    objects::{IpFamily, ServiceType},
-    parse,
+    objects::ServiceType,
     reduce::{FieldError, field, service_type, written_cluster_ips},
 };
+use crate::net::{self, IpFamily};
 
 /// Finds the first fault of a Service.
 pub fn service(api: &ApiService) -> Result<(), FieldError> {
@@ -27,7 +27,7 @@ pub fn service(api: &ApiService) -> Result<(), FieldError> {
     }
     for (i, family) in spec.ip_families.iter().flatten().enumerate() {
         let path = format!("spec.ipFamilies[{i}]");
-        let written = ips.get(i).and_then(|(_, text)| parse::address(text));
+        let written = ips.get(i).and_then(|(_, text)| net::address(text));
         match written {
             Some(addr) if IpFamily::of(&addr).name() == family => {}
             Some(addr) => {

@@ -8,9 +8,11 @@ use std::{
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use super::*;
-use crate::kube::{
-    objects::{Key, Service},
-    store::Store,
+use crate::{
+    kube::{
+        objects::{Key, Service},
+        store::ObjectStore,
+    },
     temp_dir::TempDir,
 };
 
@@ -24,7 +26,7 @@ fn service_yaml(name: &str, ip: &str, port: u16) -> String {
 /// A followed directory and the store that it fills.
 struct World {
     dir: TempDir,
-    store: Store,
+    store: ObjectStore,
     events: mpsc::Receiver<Vec<ObjectEvent>>,
     problems: ManifestProblems,
 }
@@ -39,7 +41,7 @@ impl World {
     }
     fn of(dir: TempDir) -> Self {
         let mut source = ManifestSource::open(dir.path(), "node-a").unwrap();
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         store.initial(source.initial().unwrap());
         let follower = source.follow().unwrap();
         World {
@@ -325,7 +327,7 @@ fn a_replaced_directory_is_followed() {
     fs::create_dir(&path).unwrap();
     fs::write(path.join("a.yaml"), service_yaml("a", "10.96.0.1", 1)).unwrap();
     let mut source = ManifestSource::open(&path, "node-a").unwrap();
-    let mut store = Store::new();
+    let mut store = ObjectStore::new();
     store.initial(source.initial().unwrap());
     let follower = source.follow().unwrap();
     let mut world = World {
@@ -649,7 +651,7 @@ fn a_broken_file_is_logged_once_per_content_and_unknown_kinds_once_per_file() {
 fn the_examples_are_good_manifests() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let mut source = ManifestSource::open(&dir, "node-a").unwrap();
-    let mut store = Store::new();
+    let mut store = ObjectStore::new();
     let dirty = store.initial(source.initial().unwrap());
     assert_eq!(source.problems().list(), []);
     let names: Vec<&str> = dirty.services.iter().map(|key| &*key.name).collect();

@@ -3,7 +3,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-pub use crate::desired::state::{IpFamily, Prefix, Protocol};
+use crate::net::{IpFamily, Prefix, Protocol};
 
 /// Namespace and name of an object.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

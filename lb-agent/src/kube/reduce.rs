@@ -13,11 +13,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{
     intern::Interner,
     objects::{
-        EndpointSlice, IpFamily, Key, Node, Placement, Port, Protocol, Service, ServiceType,
-        SliceEndpoint, SlicePort,
+        EndpointSlice, Key, Node, Placement, Port, Service, ServiceType, SliceEndpoint, SlicePort,
     },
-    parse,
 };
+use crate::net::{self, IpFamily, Prefix, Protocol};
 
 const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -148,7 +147,7 @@ pub fn service(api: &ApiService, names: &mut Interner) -> Result<Option<Service>
     let mut external_ips = Vec::new();
     for (i, text) in spec.external_ips.iter().flatten().enumerate() {
         // semantics 4.3
-        match parse::address(text) {
+        match net::address(text) {
             Some(addr) => external_ips.push(addr),
             None if text.is_empty() => {}
             None => skipped.push(format!("spec.externalIPs[{i}]: `{text}` is no address")),
@@ -162,7 +161,7 @@ pub fn service(api: &ApiService, names: &mut Interner) -> Result<Option<Service>
         .enumerate()
     {
         // semantics 4.5
-        match parse::prefix(text) {
+        match Prefix::parse(text) {
             Some(prefix) => source_ranges.push(prefix),
             None => skipped.push(format!(
                 "spec.loadBalancerSourceRanges[{i}]: `{text}` is no prefix"
@@ -236,7 +235,7 @@ fn cluster_ips(spec: &ServiceSpec) -> Result<Vec<std::net::IpAddr>, FieldError> 
         if text.is_empty() {
             continue;
         }
-        let Some(addr) = parse::address(text) else {
+        let Some(addr) = net::address(text) else {
             return Err(field(path, format!("`{text}` is no address")));
         };
         let named = families.get(i).map(String::as_str);
@@ -263,7 +262,7 @@ fn load_balancer_ips(api: &ApiService, skipped: &mut Vec<String>) -> Vec<std::ne
         let Some(text) = ingress.ip.as_deref().filter(|ip| is_vip && !ip.is_empty()) else {
             continue;
         };
-        match parse::address(text) {
+        match net::address(text) {
             Some(addr) => ips.push(addr),
             None => skipped.push(format!(
                 "status.loadBalancer.ingress[{i}].ip: `{text}` is no address"
@@ -347,7 +346,7 @@ fn slice_endpoint(
         tracing::info!(%slice, "endpoints[{i}] is ignored: it has no address");
         return Ok(None);
     };
-    let addr = parse::address(text).filter(|addr| IpFamily::of(addr) == family);
+    let addr = net::address(text).filter(|addr| IpFamily::of(addr) == family);
     let addr = addr.ok_or_else(|| {
         let path = format!("endpoints[{i}].addresses[0]");
         field(path, format!("`{text}` is no {} address", family.name()))
@@ -407,7 +406,7 @@ pub fn endpoints(api: &Endpoints, names: &mut Interner) -> Result<Vec<EndpointSl
         ];
         for (list, addresses, ready) in lists {
             for (j, address) in addresses.iter().flatten().enumerate() {
-                let addr = parse::address(&address.ip).ok_or_else(|| {
+                let addr = net::address(&address.ip).ok_or_else(|| {
                     let path = format!("subsets[{i}].{list}[{j}].ip");
                     field(path, format!("`{}` is no address", address.ip))
                 })?;
@@ -457,7 +456,7 @@ pub fn node(api: &ApiNode) -> Result<Node, FieldError> {
     // semantics 12.5
     for kind in ["InternalIP", "ExternalIP"] {
         for (i, address) in listed.iter().enumerate().filter(|(_, a)| a.type_ == kind) {
-            let addr = parse::address(&address.address).ok_or_else(|| {
+            let addr = net::address(&address.address).ok_or_else(|| {
                 let path = format!("status.addresses[{i}].address");
                 field(path, format!("`{}` is no address", address.address))
             })?;
@@ -470,7 +469,7 @@ pub fn node(api: &ApiNode) -> Result<Node, FieldError> {
         .and_then(|spec| spec.pod_cidrs.as_deref())
         .unwrap_or(&[]);
     for (i, text) in listed.iter().enumerate() {
-        pod_cidrs.push(parse::prefix(text).ok_or_else(|| {
+        pod_cidrs.push(Prefix::parse(text).ok_or_else(|| {
             field(
                 format!("spec.podCIDRs[{i}]"),
                 format!("`{text}` is no prefix"),

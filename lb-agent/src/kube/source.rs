@@ -1,44 +1,14 @@
 //! The one thing that the agent's loop reads objects from: a directory of manifests, or the API
 //! server.
 
-use std::{collections::HashSet, io, time::SystemTime};
+use std::io;
 
 use super::{
     api::ApiSource,
+    batch::Batch,
     manifests::{Follower, ManifestError, ManifestProblems, ManifestSource},
-    objects::{IpFamily, Key, ObjectEvent},
-    store::List,
+    objects::ObjectEvent,
 };
-
-/// A fresh complete list of one kind.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Relist {
-    /// Which.
-    pub list: List,
-    /// Its objects.
-    pub events: Vec<ObjectEvent>,
-    /// Objects that are there, but cannot be read: what is known of them stays.
-    pub keep: HashSet<Key>,
-}
-
-/// What arrived since the last look.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Batch {
-    /// Complete lists; they come before `changes`.
-    pub lists: Vec<Relist>,
-    /// Single objects.
-    pub changes: Vec<ObjectEvent>,
-    /// When what led to a changed slice happened (semantics 23.1).
-    pub triggers: Vec<(IpFamily, SystemTime)>,
-}
-
-impl Batch {
-    /// All its events.
-    pub fn events(&self) -> impl Iterator<Item = &ObjectEvent> {
-        let listed = self.lists.iter().flat_map(|relist| &relist.events);
-        listed.chain(&self.changes)
-    }
-}
 
 /// Where objects come from.
 #[derive(Debug)]

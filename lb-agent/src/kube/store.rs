@@ -43,7 +43,7 @@ pub enum List {
 
 /// The state of all objects.
 #[derive(Debug, Default)]
-pub struct Store {
+pub struct ObjectStore {
     services: HashMap<Key, Arc<Service>>,
     /// By the slice's own key (semantics 5.3).
     slices: HashMap<Key, Arc<EndpointSlice>>,
@@ -55,7 +55,7 @@ pub struct Store {
     pending: Dirty,
 }
 
-impl Store {
+impl ObjectStore {
     /// An empty store that waits for its lists.
     pub fn new() -> Self {
         Self::default()
@@ -211,7 +211,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::testing::{service, slice};
+    use crate::kube::testing::{service, slice};
 
     fn service_event(name: &str) -> ObjectEvent {
         let service = service(name);
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn nothing_is_dirty_before_all_lists_are_complete() {
         // semantics 2.10: either order, slices of unknown Services are remembered
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         assert!(store.apply([slice_event("web-1", "web")]).is_empty());
         assert!(store.list_complete(List::Slices).is_empty());
         assert!(store.apply([service_event("web")]).is_empty());
@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn an_equal_object_is_no_change() {
         // semantics 5.17
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         assert!(
             !store
                 .initial([service_event("web"), slice_event("web-1", "web")])
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_slice_that_changes_its_service_makes_both_dirty() {
         // semantics 5.1
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         store.initial([slice_event("s", "a")]);
         assert_eq!(
             keys(&store.apply([slice_event("s", "b")])),
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn a_relist_removes_what_it_lacks() {
         // semantics 2.9
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         store.initial([service_event("a"), service_event("b")]);
         let dirty = store.relist(
             List::Services,
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_deleted_node_is_remembered() {
         // semantics 2.6
-        let mut store = Store::new();
+        let mut store = ObjectStore::new();
         let node = Arc::new(Node {
             zone: Some("a".into()),
             ..Node::default()

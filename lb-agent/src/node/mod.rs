@@ -1,10 +1,11 @@
 //! Netlink, and what else the kernel tells about this node: links and their roles, addresses, default routes.
 
+pub mod globs;
 pub mod netlink;
 pub mod reserved;
 pub mod roles;
 pub mod snapshot;
-pub mod sock_destroy;
+pub mod sock_diag;
 pub mod tc;
 
 use std::{
@@ -17,7 +18,8 @@ use tokio::io::unix::AsyncFd;
 
 use self::netlink::Socket;
 pub use self::{
-    roles::{Interface, Rules, interfaces},
+    globs::Globs,
+    roles::{Interface, Rules, XdpMode, interfaces},
     snapshot::Snapshot,
 };
 

@@ -3,6 +3,8 @@
 
 use std::{env, fs, io, path::PathBuf};
 
+use crate::net::PortRange;
+
 /// Names the directory with this node's `net/` settings where `/proc/sys` is not writable: in a container that is not
 /// privileged the host's is mounted elsewhere.
 const PROC_SYS: &str = "LB_PROC_SYS";
@@ -13,7 +15,7 @@ fn path() -> PathBuf {
 }
 
 /// Reserves a range; `false`: it was reserved already.
-pub fn reserve(range: (u16, u16)) -> io::Result<bool> {
+pub fn reserve(range: PortRange) -> io::Result<bool> {
     match with_range(&fs::read_to_string(path())?, range) {
         Some(list) => fs::write(path(), list).map(|()| true),
         None => Ok(false),
@@ -21,7 +23,7 @@ pub fn reserve(range: (u16, u16)) -> io::Result<bool> {
 }
 
 /// Gives a range back that [`reserve`] added.
-pub fn release(range: (u16, u16)) -> io::Result<()> {
+pub fn release(range: PortRange) -> io::Result<()> {
     let list = fs::read_to_string(path())?;
     let left = without_range(&list, range);
     if left == list.trim() {
@@ -31,8 +33,8 @@ pub fn release(range: (u16, u16)) -> io::Result<()> {
     }
 }
 
-fn without_range(list: &str, range: (u16, u16)) -> String {
-    let added = format!("{}-{}", range.0, range.1);
+fn without_range(list: &str, range: PortRange) -> String {
+    let added = range.to_string();
     list.trim()
         .split(',')
         .filter(|item| *item != added)
@@ -41,22 +43,19 @@ fn without_range(list: &str, range: (u16, u16)) -> String {
 }
 
 /// The list with the range added; `None`: it is in there.
-fn with_range(list: &str, range: (u16, u16)) -> Option<String> {
+fn with_range(list: &str, range: PortRange) -> Option<String> {
     let list = list.trim();
-    let covers = list.split(',').filter_map(|item| {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        Some((
-            first.trim().parse::<u16>().ok()?,
-            last.trim().parse::<u16>().ok()?,
-        ))
+    let ranges = list.split(',').filter_map(|item| match item.contains('-') {
+        true => item.parse().ok(),
+        false => item.trim().parse().ok().map(PortRange::one),
     });
-    if covers
+    if ranges
         .into_iter()
-        .any(|(first, last)| first <= range.0 && range.1 <= last)
+        .any(|other: PortRange| other.covers(&range))
     {
         return None;
     }
-    let added = format!("{}-{}", range.0, range.1);
+    let added = range.to_string();
     Some(if list.is_empty() {
         added
     } else {
@@ -66,28 +65,30 @@ fn with_range(list: &str, range: (u16, u16)) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{with_range, without_range};
+    use super::*;
+
+    const RANGE: PortRange = PortRange {
+        first: 20_000,
+        last: 29_999,
+    };
 
     #[test]
     fn what_is_reserved_stays_reserved() {
+        assert_eq!(with_range("\n", RANGE).as_deref(), Some("20000-29999"));
         assert_eq!(
-            with_range("\n", (20_000, 29_999)).as_deref(),
-            Some("20000-29999")
-        );
-        assert_eq!(
-            with_range("80,8000-8100\n", (20_000, 29_999)).as_deref(),
+            with_range("80,8000-8100\n", RANGE).as_deref(),
             Some("80,8000-8100,20000-29999")
         );
-        assert_eq!(with_range("80,20000-30000\n", (20_000, 29_999)), None);
+        assert_eq!(with_range("80,20000-30000\n", RANGE), None);
     }
 
     #[test]
     fn only_the_range_that_was_added_is_given_back() {
         assert_eq!(
-            without_range("80,8000-8100,20000-29999\n", (20_000, 29_999)),
+            without_range("80,8000-8100,20000-29999\n", RANGE),
             "80,8000-8100"
         );
-        assert_eq!(without_range("20000-29999", (20_000, 29_999)), "");
-        assert_eq!(without_range("80", (20_000, 29_999)), "80");
+        assert_eq!(without_range("20000-29999", RANGE), "");
+        assert_eq!(without_range("80", RANGE), "80");
     }
 }

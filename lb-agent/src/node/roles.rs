@@ -2,12 +2,28 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use clap::ValueEnum;
 use lb_common::abi::InterfaceRole;
 
-use super::snapshot::{Link, Snapshot};
-use crate::config::{Globs, XdpMode};
+use super::{
+    globs::Globs,
+    snapshot::{Link, Snapshot},
+};
 
 const ARPHRD_ETHER: u16 = 1;
+
+/// `--xdp`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum XdpMode {
+    /// Native where the driver and what is above the interface allow it; never veth or tap.
+    Auto,
+    /// Native on every external interface with an Ethernet header, veth and tap included.
+    Native,
+    /// Generic on every external interface with an Ethernet header.
+    Generic,
+    /// None; tc carries everything.
+    Off,
+}
 
 /// What decides besides the links themselves.
 #[derive(Clone, Debug)]
@@ -160,8 +176,8 @@ mod tests {
 
     fn rules(xdp: XdpMode) -> Rules {
         Rules {
-            external: Globs::new("x", &["up*".into()]).unwrap(),
-            pod: Globs::new("x", &["weird*".into()]).unwrap(),
+            external: Globs::new(&["up*".into()]).unwrap(),
+            pod: Globs::new(&["weird*".into()]).unwrap(),
             xdp,
         }
     }

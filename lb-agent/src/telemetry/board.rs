@@ -177,7 +177,10 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::state::{IpFamily, Protocol, ServicePortName};
+    use crate::{
+        desired::state::ServicePortName,
+        net::{IpFamily, Protocol},
+    };
 
     fn port(number: usize) -> PortKey {
         PortKey {

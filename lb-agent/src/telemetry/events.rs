@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use super::log::EVENTS;
-use crate::hooks::chain;
+use crate::error::chain;
 
 /// Most events logged a second; the others are counted.
 const PER_SECOND: u32 = 1_000;

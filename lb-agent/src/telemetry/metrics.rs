@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::{Display, Write as _},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,7 +15,9 @@ use lb_common::{
 
 use crate::{
     bpf::maps::{Access, MapResult, PerCpuMap},
-    desired::state::{IpFamily, PortKey},
+    desired::state::PortKey,
+    exposition::Text,
+    net::IpFamily,
 };
 
 /// The dataplane's counters.
@@ -567,43 +568,10 @@ impl Process {
     }
 }
 
-/// A page of the text format.
-#[derive(Debug, Default)]
-pub struct Text(String);
-
-impl Text {
-    /// Appends help and type of a metric.
-    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
-        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-    }
-    /// Appends a sample.
-    pub fn row(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
-        for (i, (label, text)) in labels.iter().enumerate() {
-            self.0.push(if i == 0 { '{' } else { ',' });
-            let text = text
-                .replace('\\', r"\\")
-                .replace('"', "\\\"")
-                .replace('\n', r"\n");
-            self.line(format_args!("{label}=\"{text}\""));
-        }
-        let close = if labels.is_empty() { "" } else { "}" };
-        self.line(format_args!("{close} {value}\n"));
-    }
-    fn line(&mut self, text: std::fmt::Arguments<'_>) {
-        // Writing to a String cannot fail.
-        self.0.write_fmt(text).unwrap_or_default();
-    }
-    /// The page.
-    pub fn into_string(self) -> String {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::state::{Protocol, ServicePortName};
+    use crate::{desired::state::ServicePortName, net::Protocol};
 
     fn port() -> PortKey {
         PortKey {

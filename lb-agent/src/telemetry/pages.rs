@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::metrics::Text;
+use crate::exposition::Text;
 
 /// Where the pages are.
 pub const PATHS: [&str; 7] = [
@@ -54,7 +54,7 @@ impl Pages {
         let up = up.as_secs();
         format!(
             "\nlb-agent statusz\n{FOR_PEOPLE}\n\nStarted: {}\nUp: {} hr {:02} min {:02} sec\nBinary version: {}\nPaths: {}\n",
-            crate::health::time(Some(self.started)),
+            crate::clock::rfc3339(Some(self.started)),
             up / 3600,
             up / 60 % 60,
             up % 60,

@@ -164,7 +164,7 @@ fn uri(server: &str) -> Result<http::Uri, AccessError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kube::temp_dir::TempDir;
+    use crate::temp_dir::TempDir;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread()

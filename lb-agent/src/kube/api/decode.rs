@@ -14,12 +14,15 @@ use k8s_openapi::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::kube::{
-    decode::typed,
-    intern::Interner,
-    objects::{IpFamily, Key, ObjectEvent},
-    reduce::{self, FieldError},
-    store::List,
+use crate::{
+    kube::{
+        decode::typed,
+        intern::Interner,
+        objects::{Key, ObjectEvent},
+        reduce::{self, FieldError},
+        store::List,
+    },
+    net::IpFamily,
 };
 
 const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";

@@ -13,11 +13,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use crate::{
-    hooks::chain,
-    kube::objects::Key,
-    telemetry::api::{ApiMetrics, EventFate},
-};
+use super::metrics::{ApiMetrics, EventFate};
+use crate::{error::chain, kube::objects::Key};
 
 /// Events that wait to be written; what comes on top is dropped and counted.
 const QUEUE: usize = 256;

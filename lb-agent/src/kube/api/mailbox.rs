@@ -10,10 +10,13 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::kube::{
-    objects::{EndpointSlice, IpFamily, Key, Node, ObjectEvent, Service},
-    source::{Batch, Relist},
-    store::List,
+use crate::{
+    kube::{
+        batch::{Batch, Relist},
+        objects::{EndpointSlice, Key, Node, ObjectEvent, Service},
+        store::List,
+    },
+    net::IpFamily,
 };
 
 /// One kind of object.
@@ -199,7 +202,7 @@ impl Mailbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::testing::service;
+    use crate::kube::testing::service;
 
     fn event(name: &str, port: u16) -> ObjectEvent {
         let mut service = service(name);

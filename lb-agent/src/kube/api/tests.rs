@@ -12,11 +12,11 @@ use super::{
     *,
 };
 use crate::{
+    exposition::Text,
     kube::{
         objects::{Key, SliceEndpoint},
-        store::{Dirty, Store},
+        store::{Dirty, ObjectStore},
     },
-    telemetry::metrics::Text,
 };
 
 fn meta(name: &str, version: u32) -> String {
@@ -101,7 +101,7 @@ fn streamed(version: u32, objects: &[String]) -> Reply {
 struct World {
     api: FakeApi,
     source: ApiSource,
-    store: Store,
+    store: ObjectStore,
     metrics: Arc<ApiMetrics>,
     runtime: tokio::runtime::Runtime,
 }
@@ -143,7 +143,7 @@ impl World {
         World {
             source: runtime.block_on(start).unwrap(),
             api,
-            store: Store::new(),
+            store: ObjectStore::new(),
             metrics,
             runtime,
         }
@@ -596,7 +596,7 @@ fn triggers_of_changes_are_told_and_old_ones_are_not() {
     let at = |time: SystemTime| {
         format!(
             r#""endpoints.kubernetes.io/last-change-trigger-time": "{}""#,
-            crate::health::time(Some(time))
+            crate::clock::rfc3339(Some(time))
         )
     };
     let now = SystemTime::now();

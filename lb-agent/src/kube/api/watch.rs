@@ -22,18 +22,19 @@ use super::{
     connect::Connection,
     decode::{self, Item, Line, Page, Refusal},
     mailbox::Mailbox,
+    metrics::ApiMetrics,
 };
 use crate::{
-    hooks::chain,
+    error::chain,
     kube::{
         decode::{Kind, ObjectId},
         files::FileProblem,
         intern::Interner,
         manifests::ManifestProblems,
-        objects::{IpFamily, Key, ObjectEvent},
+        objects::{Key, ObjectEvent},
         store::List,
     },
-    telemetry::api::ApiMetrics,
+    net::IpFamily,
 };
 
 /// Objects a page: some megabytes where slices are full.

@@ -12,17 +12,18 @@ use lb_common::{
 
 use crate::{
     bpf::{
-        attach::{AttachError, Attacher, TcMode},
+        attach::{AttachError, Attacher, TcMode, XdpKind},
         load::{LoadError, Loaded},
         maps::{Access, MapError, TypedMap, XDP_DEVICES},
     },
-    config::{SocketLb, XdpMode},
-    node::Interface,
+    config::SocketLb,
+    error::chain,
+    node::{Interface, XdpMode},
 };
 
 /// Why hooks cannot be served at all.
 #[derive(Debug, thiserror::Error)]
-pub enum HookError {
+pub(super) enum HookError {
     /// A program or pin.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -39,18 +40,18 @@ pub enum HookError {
 
 /// How an interface is served: for tables, metrics and the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InterfaceState {
+pub(super) struct InterfaceState {
     /// The interface.
     pub interface: Interface,
-    /// `tcx` or `clsact`, or why tc programs are not attached.
-    pub tc: Result<&'static str, String>,
-    /// `native` or `generic`, or why XDP is not attached.
-    pub xdp: Result<&'static str, String>,
+    /// How tc programs are attached, or why they are not.
+    pub tc: Result<TcMode, String>,
+    /// How XDP is attached, or why it is not.
+    pub xdp: Result<XdpKind, String>,
 }
 
 /// Serves interfaces.
 #[derive(Debug)]
-pub struct Hooks {
+pub(super) struct Hooks {
     loaded: Loaded,
     attacher: Attacher,
     xdp: XdpMode,
@@ -62,7 +63,7 @@ pub struct Hooks {
 
 impl Hooks {
     /// Over a loaded object.
-    pub fn new(loaded: Loaded, tc: TcMode, xdp: XdpMode) -> Result<Hooks, HookError> {
+    pub(super) fn new(loaded: Loaded, tc: TcMode, xdp: XdpMode) -> Result<Hooks, HookError> {
         let dir = loaded.dir();
         Ok(Hooks {
             interfaces: TypedMap::open(dir, names::INTERFACES, Access::Write)?,
@@ -76,13 +77,13 @@ impl Hooks {
     }
 
     /// How each interface is served.
-    pub fn states(&self) -> impl Iterator<Item = &InterfaceState> {
+    pub(super) fn states(&self) -> impl Iterator<Item = &InterfaceState> {
         self.states.values()
     }
 
     /// Loads what every node needs while the objects are on their way: the verifier takes a second of its own. What fails
     /// is tried again when it is needed, and fatal there.
-    pub fn preload(&mut self, mode: SocketLb) {
+    pub(super) fn preload(&mut self, mode: SocketLb) {
         const TC: [&str; 3] = [programs::TC_EXT_IN, programs::TC_POD_IN, programs::TC_OUT];
         let sockets = programs::CGROUP
             .into_iter()
@@ -95,7 +96,7 @@ impl Hooks {
     }
 
     /// Loads what is still missing and attaches the socket hooks; returns the reasons of those that failed.
-    pub fn sockets(
+    pub(super) fn sockets(
         &mut self,
         mode: SocketLb,
         cgroup: Option<&Path>,
@@ -115,7 +116,7 @@ impl Hooks {
     }
 
     /// Brings entries and attachments to this list of interfaces; says whether anything changed.
-    pub fn reconcile(&mut self, wanted: Vec<Interface>) -> Result<bool, HookError> {
+    pub(super) fn reconcile(&mut self, wanted: Vec<Interface>) -> Result<bool, HookError> {
         let first = !std::mem::replace(&mut self.started, true);
         if first {
             // Programs, links and entries of an earlier agent.
@@ -153,7 +154,7 @@ impl Hooks {
 
     /// Forgets the interfaces whose hooks somebody took away, so that [`Hooks::reconcile`] serves them anew (semantics
     /// 22.6); returns their names.
-    pub fn forget_detached(&mut self) -> Vec<String> {
+    pub(super) fn forget_detached(&mut self) -> Vec<String> {
         let attacher = &mut self.attacher;
         let detached: Vec<u32> = self
             .states
@@ -172,7 +173,7 @@ impl Hooks {
     }
 
     /// Whether the socket hooks that were attached still are.
-    pub fn are_sockets_attached(&self) -> bool {
+    pub(super) fn are_sockets_attached(&self) -> bool {
         self.attacher.is_cgroup_attached()
     }
 
@@ -225,10 +226,7 @@ impl Hooks {
         Ok(true)
     }
 
-    fn attach_tc(
-        &mut self,
-        interface: &Interface,
-    ) -> Result<Result<&'static str, String>, HookError> {
+    fn attach_tc(&mut self, interface: &Interface) -> Result<Result<TcMode, String>, HookError> {
         let (ingress, egress) = tc_programs(interface);
         // Both are loaded before either is borrowed.
         self.loaded.program(ingress)?;
@@ -241,34 +239,32 @@ impl Hooks {
             (egress_fd, egress),
         );
         Ok(attached
-            .map(|()| self.attacher.tc_mode().name())
+            .map(|()| self.attacher.tc_mode())
             .map_err(|error| chain(&error)))
     }
 
-    fn attach_xdp(
-        &mut self,
-        interface: &Interface,
-    ) -> Result<Result<&'static str, String>, HookError> {
+    fn attach_xdp(&mut self, interface: &Interface) -> Result<Result<XdpKind, String>, HookError> {
         if let Err(reason) = interface.xdp {
             let removed = self.attacher.no_xdp(interface.ifindex);
             return Ok(Err(removed
                 .err()
                 .map_or_else(|| reason.to_owned(), |error| chain(&error))));
         }
-        let native = self.xdp != XdpMode::Generic;
+        let kind = match self.xdp {
+            XdpMode::Generic => XdpKind::Generic,
+            _ => XdpKind::Native,
+        };
         let program = self.loaded.program(programs::XDP_EXT_IN)?;
-        let attached = self.attacher.xdp(interface.ifindex, native, program);
-        Ok(attached
-            .map(|()| if native { "native" } else { "generic" })
-            .map_err(|error| chain(&error)))
+        let attached = self.attacher.xdp(interface.ifindex, kind, program);
+        Ok(attached.map(|()| kind).map_err(|error| chain(&error)))
     }
 
     /// Writes the entries of an interface as its XDP turned out.
     fn write(
         &self,
         interface: &Interface,
-        xdp: Result<&'static str, String>,
-    ) -> Result<Result<&'static str, String>, HookError> {
+        xdp: Result<XdpKind, String>,
+    ) -> Result<Result<XdpKind, String>, HookError> {
         let slot = XdpDevice::slot(interface.ifindex);
         let there = self.xdp_devices.lookup(&slot)?.unwrap_or_default();
         let free = there.ifindex == 0 || there.ifindex == interface.ifindex;
@@ -325,11 +321,7 @@ fn entry(interface: &Interface, transmit: bool) -> abi::Interface {
     }
 }
 
-fn report(
-    interface: &Interface,
-    tc: &Result<&'static str, String>,
-    xdp: &Result<&'static str, String>,
-) {
+fn report(interface: &Interface, tc: &Result<TcMode, String>, xdp: &Result<XdpKind, String>) {
     let Interface {
         name,
         ifindex,
@@ -341,8 +333,8 @@ fn report(
             interface = name,
             ifindex,
             ?role,
-            tc,
-            xdp = xdp.as_deref().unwrap_or("no"),
+            tc = tc.name(),
+            xdp = xdp.as_ref().map_or("no", |kind| kind.name()),
             "interface served"
         ),
         Err(reason) => tracing::error!(interface = name, ifindex, "interface not served: {reason}"),
@@ -350,21 +342,6 @@ fn report(
     if let Err(reason) = xdp {
         tracing::debug!(interface = name, "no XDP: {reason}");
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

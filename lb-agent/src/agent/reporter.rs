@@ -11,14 +11,15 @@ use std::{
 
 use tokio::{sync::oneshot, time::sleep};
 
-use super::{
-    pages::Pages,
-    state::{ManifestProblem, State, StateError, StateFile},
-};
 use crate::{
+    clock::rfc3339,
     config::Config,
+    error::chain,
     health::{self, Addresses, Shared},
-    hooks::chain,
+    telemetry::{
+        pages::Pages,
+        state::{ManifestProblem, State, StateError, StateFile},
+    },
 };
 
 /// Between two files, and between two looks for problems of manifests.
@@ -26,15 +27,15 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The thread.
 #[derive(Debug)]
-pub struct Telemetry {
+pub(super) struct Reporter {
     shared: Arc<Shared>,
     stop: oneshot::Sender<()>,
     thread: JoinHandle<()>,
 }
 
-impl Telemetry {
+impl Reporter {
     /// Starts it.
-    pub fn start(config: &Config, flags: Vec<(String, String)>) -> io::Result<Telemetry> {
+    pub(super) fn start(config: &Config, flags: Vec<(String, String)>) -> io::Result<Reporter> {
         let shared: Arc<Shared> = Arc::default();
         shared.pages.get_or_init(|| Pages {
             config: config.effective.clone(),
@@ -65,7 +66,7 @@ impl Telemetry {
                     writer.end();
                 });
             })?;
-        Ok(Telemetry {
+        Ok(Reporter {
             shared,
             stop,
             thread,
@@ -73,12 +74,12 @@ impl Telemetry {
     }
 
     /// What the loop tells it.
-    pub fn shared(&self) -> Arc<Shared> {
+    pub(super) fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
     }
 
     /// Writes the last state and ends.
-    pub fn stop(self) {
+    pub(super) fn stop(self) {
         // It may have ended by itself; the join tells.
         drop(self.stop);
         if self.thread.join().is_err() {
@@ -109,7 +110,7 @@ impl Writer {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 node: node.to_owned(),
                 pid: std::process::id(),
-                started_at: health::time(Some(SystemTime::now())),
+                started_at: rfc3339(Some(SystemTime::now())),
                 ..State::default()
             },
             problems: Vec::new(),
@@ -150,14 +151,14 @@ impl Writer {
 
     fn end(&mut self) {
         if self.shared.is_ready() {
-            self.state.stopped_at = Some(health::time(Some(SystemTime::now())));
+            self.state.stopped_at = Some(rfc3339(Some(SystemTime::now())));
             self.write();
         }
     }
 
     fn write(&mut self) {
         self.state.is_ready = true;
-        self.state.written_at = health::time(Some(SystemTime::now()));
+        self.state.written_at = rfc3339(Some(SystemTime::now()));
         self.shared.board.fill(&mut self.state);
         match self.file.write(&self.state) {
             Ok(()) => self.has_failed = false,

@@ -6,8 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::metrics::Text;
-use crate::kube::store::List;
+use crate::{exposition::Text, kube::store::List};
 
 #[derive(Debug, Default)]
 struct Inner {

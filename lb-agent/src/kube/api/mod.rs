@@ -6,6 +6,7 @@ mod connect;
 mod decode;
 pub mod events;
 mod mailbox;
+pub mod metrics;
 mod watch;
 
 use std::{io, sync::Arc, thread, time::Duration};
@@ -16,8 +17,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{manifests::ManifestProblems, objects::ObjectEvent, source::Batch, store::List};
-use crate::telemetry::api::ApiMetrics;
+use self::metrics::ApiMetrics;
+use super::{batch::Batch, manifests::ManifestProblems, objects::ObjectEvent, store::List};
 
 pub use connect::{Access, AccessError};
 use events::EventWriter;

@@ -11,25 +11,29 @@ use std::{
 
 use lb_common::abi::InterfaceRole;
 
-use super::{
-    api::ApiMetrics,
-    events, log,
-    metrics::{Counters, Extent, Lacking},
-    state::{Conflict, InterfaceReport, Warning},
-};
+use super::hooks::InterfaceState;
 use crate::{
-    bpf::{maps::MapResult, store::PinnedStore},
-    dataplane::{ApplyReport, Dataplane, MapStore},
+    bpf::maps::MapResult,
+    dataplane::{ApplyReport, Dataplane, MapStore, pinned::PinnedMaps},
     desired::{
         self, Desired, health,
-        state::{Change, IpFamily, PortKey, ServicePort},
+        state::{Change, PortKey, ServicePort},
     },
+    error::chain,
     health::{BindFailure, Shared, node_port::Plan},
-    hooks::{InterfaceState, chain},
     kube::{
-        api::events::{EventWriter, Note, Subject},
+        api::{
+            events::{EventWriter, Note, Subject},
+            metrics::ApiMetrics,
+        },
         manifests::ManifestProblems,
         objects::{Key, ObjectEvent},
+    },
+    net::IpFamily,
+    telemetry::{
+        events, log,
+        metrics::{Counters, Extent, Lacking},
+        state::{Conflict, InterfaceReport, Warning},
     },
 };
 
@@ -38,7 +42,7 @@ const SHOWN: usize = 1_000;
 
 /// The notebook.
 #[derive(Debug, Default)]
-pub struct Observer {
+pub(super) struct Observer {
     shared: Arc<Shared>,
     /// Service ports whose policy Local finds no endpoint, by family: internal, external.
     no_local: [[HashSet<PortKey>; 2]; 2],
@@ -66,7 +70,7 @@ struct Health {
 
 impl Observer {
     /// Writes to what the servers show.
-    pub fn new(shared: Arc<Shared>) -> Observer {
+    pub(super) fn new(shared: Arc<Shared>) -> Observer {
         Observer {
             shared,
             ..Observer::default()
@@ -74,27 +78,27 @@ impl Observer {
     }
 
     /// What the API source is to count.
-    pub fn api_metrics(&self) -> Arc<ApiMetrics> {
+    pub(super) fn api_metrics(&self) -> Arc<ApiMetrics> {
         self.shared.api.clone()
     }
 
     /// From here on Events are written on objects.
-    pub fn set_events(&mut self, events: EventWriter) {
+    pub(super) fn set_events(&mut self, events: EventWriter) {
         self.events = events;
     }
 
     /// Writes Events on objects.
-    pub fn events(&self) -> &EventWriter {
+    pub(super) fn events(&self) -> &EventWriter {
         &self.events
     }
 
     /// Waits until an address of health or metrics cannot be bound and the flags want the agent to end then.
-    pub async fn unbound(&self) -> BindFailure {
+    pub(super) async fn unbound(&self) -> BindFailure {
         self.shared.unbound().await
     }
 
     /// Waits until nothing that [`Observer::events`] was given is on its way, or for so long.
-    pub async fn events_settled(&self, patience: Duration) {
+    pub(super) async fn events_settled(&self, patience: Duration) {
         if !self.events.is_connected() {
             return;
         }
@@ -106,7 +110,7 @@ impl Observer {
     }
 
     /// The maps are there: counters can be read, and events where the log wants them.
-    pub fn maps_opened(&self, dir: &Path) -> MapResult<()> {
+    pub(super) fn maps_opened(&self, dir: &Path) -> MapResult<()> {
         self.shared.set_counters(Counters::open(dir)?);
         if log::wants_events()
             && let Err(error) = events::follow(dir)
@@ -117,7 +121,7 @@ impl Observer {
     }
 
     /// Objects arrived; the answer goes to [`Observer::applied`].
-    pub fn arrived<'a>(&self, events: impl Iterator<Item = &'a ObjectEvent>) -> Instant {
+    pub(super) fn arrived<'a>(&self, events: impl Iterator<Item = &'a ObjectEvent>) -> Instant {
         let (mut slices, mut services) = (0, 0);
         for event in events {
             match event {
@@ -134,7 +138,7 @@ impl Observer {
     }
 
     /// Work begins that no object asked for.
-    pub fn begin(&self) -> Instant {
+    pub(super) fn begin(&self) -> Instant {
         for family in IpFamily::BOTH {
             self.shared.queued(family);
         }
@@ -142,14 +146,14 @@ impl Observer {
     }
 
     /// A step was written to the maps.
-    pub fn applied(
+    pub(super) fn applied(
         &mut self,
         what: &str,
         extent: Extent,
         begun: Instant,
         changes: &[Change],
         report: &ApplyReport,
-        dataplane: &Dataplane<PinnedStore>,
+        dataplane: &Dataplane<PinnedMaps>,
     ) {
         let took = begun.elapsed();
         for family in IpFamily::BOTH {
@@ -185,7 +189,7 @@ impl Observer {
     }
 
     /// What led to changes of slices happened then; they are in the maps now (semantics 23.1).
-    pub fn programmed(&self, triggers: &[(IpFamily, SystemTime)]) {
+    pub(super) fn programmed(&self, triggers: &[(IpFamily, SystemTime)]) {
         for (family, at) in triggers {
             // A clock that runs ahead elsewhere gives no time below zero.
             let took = at.elapsed().unwrap_or_default();
@@ -194,7 +198,7 @@ impl Observer {
     }
 
     /// What was pending was tried again.
-    pub fn settled(&mut self, report: &ApplyReport, dataplane: &Dataplane<PinnedStore>) {
+    pub(super) fn settled(&mut self, report: &ApplyReport, dataplane: &Dataplane<PinnedMaps>) {
         let mut errors = HashSet::new();
         let mut unserved = BTreeMap::new();
         for error in &report.errors {
@@ -250,7 +254,7 @@ impl Observer {
 
     /// Load balancers hear of what is in the maps now. A Service with a port that found no room keeps the answer that it
     /// had (semantics 15.9).
-    pub fn health_checks(&mut self, desired: &Desired) {
+    pub(super) fn health_checks(&mut self, desired: &Desired) {
         let addresses = IpFamily::BOTH.map(|family| health::addresses(desired.node(), family));
         let revision = Some(desired.health_revision());
         let same = self.health.revision == revision
@@ -283,7 +287,7 @@ impl Observer {
     fn name<'a>(
         &mut self,
         keys: impl Iterator<Item = &'a PortKey>,
-        dataplane: &Dataplane<PinnedStore>,
+        dataplane: &Dataplane<PinnedMaps>,
     ) {
         let ids: Vec<_> = keys
             .map(|key| (key.clone(), dataplane.service_id(key)))
@@ -337,34 +341,34 @@ impl Observer {
     }
 
     /// The interfaces are served anew.
-    pub fn interfaces<'a>(&self, states: impl Iterator<Item = &'a InterfaceState>) {
+    pub(super) fn interfaces<'a>(&self, states: impl Iterator<Item = &'a InterfaceState>) {
         self.shared
             .board
             .set_interfaces(states.map(interface).collect());
     }
 
     /// Socket hooks that are not attached.
-    pub fn sockets(&self, problems: Vec<String>) {
+    pub(super) fn sockets(&self, problems: Vec<String>) {
         self.shared.board.set_socket_problems(problems);
     }
 
     /// Where problems of manifests are.
-    pub fn manifest_problems(&self, problems: ManifestProblems) {
+    pub(super) fn manifest_problems(&self, problems: ManifestProblems) {
         self.shared.board.set_manifest_problems(problems);
     }
 
     /// Load balancers may send to this node, or not.
-    pub fn node_eligible(&self, eligible: bool) {
+    pub(super) fn node_eligible(&self, eligible: bool) {
         self.shared.set_eligible(eligible);
     }
 
     /// An earlier agent has left Services in the maps, which are served.
-    pub fn serving(&self) {
+    pub(super) fn serving(&self) {
         self.shared.set_serving();
     }
 
     /// The first complete state is in the maps.
-    pub fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedStore>) {
+    pub(super) fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedMaps>) {
         self.tick(desired, dataplane, [0; 4]);
         self.shared.set_ready();
         // semantics 25.1
@@ -379,10 +383,10 @@ impl Observer {
 
     /// Once a second: what is too long for every step. `flows` are the entries of `flows_v4`, `openings_v4`,
     /// `flows_v6`, `openings_v6`.
-    pub fn tick(
+    pub(super) fn tick(
         &mut self,
         desired: &Desired,
-        dataplane: &Dataplane<PinnedStore>,
+        dataplane: &Dataplane<PinnedMaps>,
         flows: [usize; 4],
     ) {
         use lb_common::names::maps;
@@ -471,16 +475,15 @@ fn conflict(conflict: desired::Conflict) -> Conflict {
 
 fn interface(state: &InterfaceState) -> InterfaceReport {
     let pod = state.interface.role == InterfaceRole::Pod;
-    let ok =
-        |result: &Result<&'static str, String>| result.as_ref().ok().map(|mode| (*mode).to_owned());
+    let (tc, xdp) = (state.tc.as_ref(), state.xdp.as_ref());
     InterfaceReport {
         ifindex: state.interface.ifindex,
         name: state.interface.name.clone(),
         role: if pod { "pod" } else { "external" }.to_owned(),
-        tc: ok(&state.tc),
-        tc_problem: state.tc.clone().err(),
-        xdp: ok(&state.xdp),
-        xdp_reason: state.xdp.clone().err(),
+        tc: tc.ok().map(|mode| mode.name().to_owned()),
+        tc_problem: tc.err().cloned(),
+        xdp: xdp.ok().map(|kind| kind.name().to_owned()),
+        xdp_reason: xdp.err().cloned(),
     }
 }
 
@@ -500,7 +503,10 @@ fn log_report(what: &str, report: &ApplyReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::state::{Endpoint, Protocol, ServicePortName};
+    use crate::{
+        desired::state::{Endpoint, ServicePortName},
+        net::Protocol,
+    };
 
     fn port(local: bool, has_endpoints: bool) -> Arc<ServicePort> {
         let endpoint = Endpoint {
@@ -554,13 +560,13 @@ mod tests {
             ..Observer::default()
         };
         let with_vip = |name: &str, created_ns: i128| {
-            let mut service = crate::desired::testing::service(name);
+            let mut service = crate::kube::testing::service(name);
             service.cluster_ips = vec![format!("10.96.0.{created_ns}").parse().unwrap()];
             service.external_ips = vec!["203.0.113.7".parse().unwrap()];
             service.created_ns = Some(created_ns);
             ObjectEvent::Service(service.key.clone(), Some(Arc::new(service)))
         };
-        let mut store = crate::kube::Store::new();
+        let mut store = crate::kube::ObjectStore::new();
         let mut desired = Desired::new(crate::desired::testing::node());
         let dirty = store.initial([with_vip("old", 1), with_vip("young", 2)]);
         desired.apply(&store, &dirty);

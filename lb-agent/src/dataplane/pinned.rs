@@ -1,11 +1,6 @@
-//! The dataplane's `MapStore` over the pinned maps.
+//! The pinned maps as a [`MapStore`].
 
-use std::{
-    io,
-    mem::offset_of,
-    os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{io, mem::offset_of, path::Path};
 
 use lb_common::{
     Family, V4, V6,
@@ -13,15 +8,15 @@ use lb_common::{
         Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, SELECTION_BLOCK_ROWS,
         Service, ServiceKey, SrcRangeKey,
     },
-    names::maps as names,
 };
 
-use super::{
-    maps::{FamilyPins, FlowMap, MapError, MapResult, Maps, TypedMap, bytes},
-    sys,
-};
-use crate::dataplane::store::{
+use super::store::{
     Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult,
+};
+use crate::bpf::{
+    barrier::Barrier,
+    config::ConfigEntry,
+    maps::{FamilyPins, FlowMap, MapError, MapResult, Maps},
 };
 
 impl From<MapError> for StoreError {
@@ -48,12 +43,10 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-impl<F: Family> FamilyPins<F> {
-    const fn table(&self, table: FlowTable) -> &FlowMap<F> {
-        match table {
-            FlowTable::Flows => &self.flows,
-            FlowTable::Openings => &self.openings,
-        }
+const fn pins_of<F: Family>(pins: &FamilyPins<F>, table: FlowTable) -> &FlowMap<F> {
+    match table {
+        FlowTable::Flows => &pins.flows,
+        FlowTable::Openings => &pins.openings,
     }
 }
 
@@ -106,100 +99,30 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
         limit: usize,
         out: &mut Vec<(FlowKey<F>, Flow<F>)>,
     ) -> StoreResult<Option<ScanCursor>> {
-        Ok(self
-            .table(table)
+        Ok(pins_of(self, table)
             .scan(cursor.map(|cursor| cursor.0), limit, out)?
             .map(ScanCursor))
     }
     fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
-        Ok(self.table(table).lookup(key)?)
+        Ok(pins_of(self, table).lookup(key)?)
     }
     fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool> {
-        Ok(self.table(table).delete(key)?)
-    }
-}
-
-/// Map-in-map that no program reads: the kernel waits for a grace period before an update of it returns.
-#[derive(Debug)]
-struct Barrier {
-    outer: OwnedFd,
-    inner: OwnedFd,
-}
-
-impl Barrier {
-    fn new() -> MapResult<Barrier> {
-        let failed = |source| MapError::Io {
-            map: names::BARRIER,
-            what: "create",
-            source,
-        };
-        let inner = sys::map_create(sys::map_type::ARRAY, 4, 4, 1, None, "barrier_inner")
-            .map_err(failed)?;
-        let outer = sys::map_create(
-            sys::map_type::ARRAY_OF_MAPS,
-            4,
-            4,
-            1,
-            Some(inner.as_fd()),
-            names::BARRIER,
-        )
-        .map_err(failed)?;
-        Ok(Barrier { outer, inner })
-    }
-
-    fn wait(&self) -> MapResult<()> {
-        let inner = std::os::fd::AsRawFd::as_raw_fd(&self.inner);
-        sys::map_update(self.outer.as_fd(), bytes(&0u32), &inner.to_ne_bytes(), 0).map_err(
-            |source| MapError::Io {
-                map: names::BARRIER,
-                what: "write",
-                source,
-            },
-        )
-    }
-}
-
-/// The one way to change the entry of `config`: whoever holds a clone changes its own fields.
-#[derive(Clone, Debug)]
-pub struct ConfigEntry {
-    map: Arc<Mutex<TypedMap<u32, Config>>>,
-}
-
-impl ConfigEntry {
-    /// Opens the entry below a pin directory.
-    pub fn open(dir: &std::path::Path) -> MapResult<ConfigEntry> {
-        let map = TypedMap::open(dir, names::CONFIG, super::maps::Access::Write)?;
-        Ok(ConfigEntry {
-            map: Arc::new(Mutex::new(map)),
-        })
-    }
-
-    /// Reads the entry, lets `change` alter it and writes it back if it differs.
-    pub fn update(&self, change: &mut dyn FnMut(&mut Config)) -> MapResult<()> {
-        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = map.lookup(&0)?.unwrap_or_default();
-        let mut after = before;
-        change(&mut after);
-        if after == before {
-            Ok(())
-        } else {
-            map.update(&0, &after)
-        }
+        Ok(pins_of(self, table).delete(key)?)
     }
 }
 
 /// The pinned maps as the dataplane writes them.
 #[derive(Debug)]
-pub struct PinnedStore {
+pub struct PinnedMaps {
     maps: Maps,
     config: ConfigEntry,
     barrier: Barrier,
 }
 
-impl PinnedStore {
+impl PinnedMaps {
     /// A store over the maps below a pin directory; `config` is shared with whoever writes other fields.
-    pub fn open(dir: &std::path::Path, config: ConfigEntry) -> MapResult<PinnedStore> {
-        Ok(PinnedStore {
+    pub fn open(dir: &Path, config: ConfigEntry) -> MapResult<PinnedMaps> {
+        Ok(PinnedMaps {
             maps: Maps::open_to_write(dir)?,
             config,
             barrier: Barrier::new()?,
@@ -215,7 +138,7 @@ impl PinnedStore {
 #[expect(clippy::cast_possible_truncation, reason = "1,024")]
 const BLOCK: u32 = SELECTION_BLOCK_ROWS as u32;
 
-impl MapStore for PinnedStore {
+impl MapStore for PinnedMaps {
     type Maps<F: Family> = FamilyPins<F>;
 
     fn v4(&self) -> &FamilyPins<V4> {

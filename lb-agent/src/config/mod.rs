@@ -21,8 +21,10 @@ use self::{
     file::ConfigFile,
 };
 use crate::{
-    desired::{NodePortAddresses, state::Prefix},
-    kube::{api::Access, parse},
+    desired::NodePortAddresses,
+    kube::api::Access,
+    net::{PortRange, PortRangeError, Prefix},
+    node::{Globs, XdpMode},
 };
 
 /// Port of health where none is given.
@@ -57,19 +59,6 @@ fn invalid(flag: &'static str, value: impl Into<String>, problem: impl ToString)
         value: value.into(),
         problem: problem.to_string(),
     }
-}
-
-/// `--xdp`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum XdpMode {
-    /// Native where the driver and what is above the interface allow it; never veth or tap.
-    Auto,
-    /// Native on every external interface with an Ethernet header, veth and tap included.
-    Native,
-    /// Generic on every external interface with an Ethernet header.
-    Generic,
-    /// None; tc carries everything.
-    Off,
 }
 
 /// `--forwarding`.
@@ -269,7 +258,7 @@ pub struct Config {
     /// Rows of the selection slab; `None`: by the machine's memory.
     pub selection_rows: Option<u32>,
     /// First and last port for source translation.
-    pub snat_ports: (u16, u16),
+    pub snat_ports: PortRange,
     /// Most refusals a second and CPU.
     pub refusals_per_sec: u32,
     /// `--bpffs`.
@@ -331,8 +320,8 @@ impl RunArgs {
         Ok(Config {
             source: self.source()?,
             node_name: node_name(self.hostname_override.as_deref())?,
-            external_interfaces: Globs::new("external-interfaces", &self.external_interfaces)?,
-            pod_interfaces: Globs::new("pod-interfaces", &pod_interfaces)?,
+            external_interfaces: globs("external-interfaces", &self.external_interfaces)?,
+            pod_interfaces: globs("pod-interfaces", &pod_interfaces)?,
             cluster_cidrs,
             node_port_addresses: self
                 .nodeport_addresses
@@ -447,7 +436,7 @@ fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
 
 fn prefixes(flag: &'static str, texts: &[String]) -> Result<Vec<Prefix>, ConfigError> {
     let one = |text: &String| {
-        parse::prefix(text.trim())
+        Prefix::parse(text.trim())
             .ok_or_else(|| invalid(flag, text, "is no prefix; write ADDRESS/LENGTH"))
     };
     texts.iter().map(one).collect()
@@ -475,18 +464,15 @@ fn auto_or_number(
     })
 }
 
-fn port_range(text: &str) -> Result<(u16, u16), ConfigError> {
-    let parsed = text
-        .split_once('-')
-        .and_then(|(first, last)| Some((first.trim().parse().ok()?, last.trim().parse().ok()?)));
-    match parsed {
-        Some((first, last)) if first > 0 && first <= last => Ok((first, last)),
-        _ => Err(invalid(
-            "snat-ports",
-            text,
-            "write FIRST-LAST, such as 20000-29999",
-        )),
-    }
+fn port_range(text: &str) -> Result<PortRange, ConfigError> {
+    let range = text.parse::<PortRange>().ok();
+    range
+        .filter(|range| range.first > 0)
+        .ok_or_else(|| invalid("snat-ports", text, PortRangeError))
+}
+
+fn globs(flag: &'static str, patterns: &[String]) -> Result<Globs, ConfigError> {
+    Globs::new(patterns).map_err(|error| invalid(flag, patterns.join(","), error))
 }
 
 /// An address with or without a port; `None`: it is switched off.
@@ -520,61 +506,6 @@ impl Config {
     }
 }
 
-/// Patterns over interface names: `*` any text, `?` one character.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Globs(Vec<String>);
-
-impl Globs {
-    /// Patterns of a flag.
-    pub fn new(flag: &'static str, patterns: &[String]) -> Result<Globs, ConfigError> {
-        let patterns: Vec<String> = patterns
-            .iter()
-            .map(|pattern| pattern.trim().to_owned())
-            .collect();
-        match patterns.iter().any(String::is_empty) {
-            true => Err(invalid(
-                flag,
-                patterns.join(","),
-                "an empty pattern matches nothing; write names or patterns such as eth*",
-            )),
-            false => Ok(Globs(patterns)),
-        }
-    }
-    /// Whether some pattern matches.
-    pub fn matches(&self, name: &str) -> bool {
-        self.0
-            .iter()
-            .any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
-    }
-}
-
-/// Whether `pattern` matches all of `name`. Remembers the last `*` and goes back to it on a mismatch.
-fn glob(pattern: &[u8], name: &[u8]) -> bool {
-    let (mut p, mut n) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while n < name.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&byte) if byte == b'?' || byte == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => match star {
-                Some((at, taken)) => {
-                    star = Some((at, taken + 1));
-                    p = at + 1;
-                    n = taken + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|byte| *byte == b'*')
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -597,7 +528,7 @@ mod tests {
     #[test]
     fn flags_without_values_take_the_documented_defaults() {
         let config = parse(&[]).unwrap();
-        assert_eq!(config.snat_ports, (20_000, 29_999));
+        assert_eq!(config.snat_ports.to_string(), "20000-29999");
         assert_eq!(
             (
                 config.max_frontends,
@@ -755,17 +686,5 @@ mod tests {
                 .to_string()
                 .contains("/nonexistent/m")
         );
-    }
-
-    #[test]
-    fn globs_match_whole_names() {
-        let globs = Globs::new("x", &["eth*".into(), "v?-*-x".into(), "lo".into()]).unwrap();
-        for name in ["eth0", "eth", "v1-a-b-x", "lo"] {
-            assert!(globs.matches(name), "{name}");
-        }
-        for name in ["xeth0", "v1-x", "lo0", "", "v12-a-x"] {
-            assert!(!globs.matches(name), "{name}");
-        }
-        assert!(!Globs::default().matches("eth0"));
     }
 }

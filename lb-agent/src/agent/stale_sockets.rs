@@ -1,0 +1,154 @@
+//! Connected UDP sockets of host processes → ended when the backend that the socket hook gave them is
+//! gone, so that the process sees ECONNABORTED and connects anew (semantics 17.2, 17.3).
+//!
+//! The kernel asks no hook when a connected socket sends, so nothing else can turn it. Asked for are the
+//! connected sockets of this network namespace alone; which of them are ours `socket_origins` tells by
+//! the socket's number, so that a socket that dialled a backend itself is left alone (17.5).
+//!
+//! A socket that is connected to a frontend itself got there before the Service did: it goes on untranslated until it
+//! connects anew, so it is ended, too (17.2 b).
+
+use std::path::Path;
+
+use lb_common::{
+    Family,
+    abi::{Addr4, Backend, Be16, ServiceKey, SocketOrigin, SocketOriginKey, proto},
+    names::maps as names,
+};
+
+use crate::{
+    bpf::maps::{Access, FamilyPins, MapError, MapResult, Maps, TypedMap},
+    node::sock_diag::{SockDiag, SockDiagError},
+};
+
+/// Why sockets are not ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SweepError {
+    /// They cannot be listed or ended.
+    #[error(transparent)]
+    Sockets(#[from] SockDiagError),
+    /// A map cannot be read.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Whether a backend no longer is what a socket was given.
+fn is_gone<F: Family>(backend: &Backend<F>, origin: &SocketOrigin) -> bool {
+    backend.service_id != origin.service_id || backend.generation() != origin.generation
+}
+
+/// Ends sockets whose backend is gone, after changes.
+#[derive(Debug)]
+pub(super) struct StaleSockets {
+    origins: TypedMap<SocketOriginKey, SocketOrigin>,
+    netlink: Option<SockDiag>,
+    is_due: bool,
+    is_unsupported: bool,
+    /// Whether a hook would translate a socket that connects anew.
+    is_translated: bool,
+}
+
+impl StaleSockets {
+    /// For the maps pinned in `dir`. Due from the start: endpoints may have gone while no agent ran.
+    /// `is_translated`: the socket hooks are in use.
+    pub(super) fn open(dir: &Path, is_translated: bool) -> MapResult<StaleSockets> {
+        Ok(StaleSockets {
+            origins: TypedMap::open(dir, names::SOCKET_ORIGINS, Access::Read)?,
+            netlink: None,
+            is_due: true,
+            is_unsupported: false,
+            is_translated,
+        })
+    }
+
+    /// Backends may have gone.
+    pub(super) const fn changed(&mut self) {
+        self.is_due = true;
+    }
+
+    /// Ends the sockets whose backend is gone, if anything has changed since the last time; returns how
+    /// many. A kernel that cannot is told of once. What failed is tried again.
+    pub(super) fn sweep(&mut self, maps: &Maps) -> Result<usize, SweepError> {
+        if !self.is_due || self.is_unsupported {
+            return Ok(0);
+        }
+        let result = self.end_stale(maps);
+        match &result {
+            Ok(_) => self.is_due = false,
+            Err(SweepError::Sockets(SockDiagError::Unsupported { .. })) => {
+                self.is_unsupported = true
+            }
+            Err(_) => self.netlink = None,
+        }
+        result
+    }
+
+    fn end_stale(&mut self, maps: &Maps) -> Result<usize, SweepError> {
+        let mut netlink = match self.netlink.take() {
+            Some(netlink) => netlink,
+            None => SockDiag::open()?,
+        };
+        let mut ended = 0;
+        for socket in netlink.connected_udp()? {
+            if self.is_stale(maps, &socket.key())? {
+                ended += usize::from(netlink.end(&socket)?);
+            }
+        }
+        self.netlink = Some(netlink);
+        Ok(ended)
+    }
+
+    fn is_stale(&self, maps: &Maps, key: &SocketOriginKey) -> MapResult<bool> {
+        let Some(origin) = self.origins.lookup(key)? else {
+            let addr = key.addr;
+            return Ok(self.is_translated
+                && if key.family == 4 {
+                    is_frontend(&maps.v4, Addr4 { be: addr.be[0] }, key.port)?
+                } else {
+                    is_frontend(&maps.v6, addr, key.port)?
+                });
+        };
+        if key.family == 4 {
+            gone(&maps.v4, &origin)
+        } else {
+            gone(&maps.v6, &origin)
+        }
+    }
+}
+
+fn gone<F: Family>(maps: &FamilyPins<F>, origin: &SocketOrigin) -> MapResult<bool> {
+    Ok(is_gone(&maps.backends.read(origin.backend)?, origin))
+}
+
+fn is_frontend<F: Family>(maps: &FamilyPins<F>, addr: F::Addr, port: Be16) -> MapResult<bool> {
+    let frontend = maps
+        .services
+        .lookup(&ServiceKey::new(addr, port, proto::UDP))?;
+    Ok(frontend.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::Addr6;
+
+    use super::*;
+
+    #[test]
+    fn backend_is_gone_with_its_generation_or_its_service() {
+        let backend = |generation, service_id| {
+            Backend::<lb_common::V4>::new(
+                std::net::Ipv4Addr::new(10, 0, 0, 3).into(),
+                Be16::from_host(8080),
+                0,
+                generation,
+                service_id,
+            )
+        };
+        let given = backend(0x300, 5);
+        let origin = SocketOrigin::new(Addr6::default(), Be16::default(), 1, given.generation(), 5);
+        // Semantics 17.4: flags are no reason.
+        assert!(!is_gone(&backend(0x301, 5), &origin));
+        assert!(is_gone(&backend(0x400, 5), &origin));
+        assert!(is_gone(&backend(0x300, 6), &origin));
+    }
+}

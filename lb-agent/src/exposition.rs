@@ -1,0 +1,36 @@
+//! Metrics → a page in Prometheus' text exposition format.
+
+use std::fmt::{Arguments, Display, Write as _};
+
+/// A page of the text format.
+#[derive(Debug, Default)]
+pub struct Text(String);
+
+impl Text {
+    /// Appends help and type of a metric.
+    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
+        self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+    }
+    /// Appends a sample.
+    pub fn row(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.0.push_str(name);
+        for (i, (label, text)) in labels.iter().enumerate() {
+            self.0.push(if i == 0 { '{' } else { ',' });
+            let text = text
+                .replace('\\', r"\\")
+                .replace('"', "\\\"")
+                .replace('\n', r"\n");
+            self.line(format_args!("{label}=\"{text}\""));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        self.line(format_args!("{close} {value}\n"));
+    }
+    fn line(&mut self, text: Arguments<'_>) {
+        // Writing to a String cannot fail.
+        self.0.write_fmt(text).unwrap_or_default();
+    }
+    /// The page.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
