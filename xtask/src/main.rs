@@ -7,6 +7,8 @@ mod command;
 mod deploy;
 mod image;
 mod kind;
+#[cfg(test)]
+mod links;
 mod lint;
 mod paths;
 mod semantics;

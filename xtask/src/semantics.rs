@@ -24,9 +24,6 @@ const PAGES: [(&str, &str); 2] = [
 const NOTES: [&str; 2] = ["**[definition]**", "**[kube-proxy only]**"];
 /// The state of a line that nothing shows.
 const OPEN: &str = "**open**";
-/// Where sources are.
-const FOLDERS: [&str; 5] = ["lb-agent", "lb-common", "lb-ebpf", "tests", "xtask"];
-
 /// What is known of a line, by its number.
 type Lines = BTreeMap<String, Line>;
 
@@ -104,10 +101,12 @@ fn lines(definition: &str) -> Result<Lines> {
 /// Reads all citations. One of a section as a whole counts for none of its lines.
 fn collect(root: &Path, definition: &str, lines: &mut Lines) -> Result<()> {
     let mut citations = Vec::new();
-    for folder in FOLDERS {
-        for path in sources(root, folder)? {
-            for (number, test) in cited(&read(&root.join(&path))?, &path) {
-                citations.push((path.clone(), number, test));
+    for path in paths::files(root)? {
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = read(&path)?;
+            let path = path.strip_prefix(root)?.to_string_lossy();
+            for (number, test) in cited(&text, &path) {
+                citations.push((path.to_string(), number, test));
             }
         }
     }
@@ -124,21 +123,6 @@ fn collect(root: &Path, definition: &str, lines: &mut Lines) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Files of a crate that rustc reads, relative to the checkout.
-fn sources(root: &Path, folder: &str) -> Result<Vec<String>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(root.join(folder)).with_context(|| format!("cannot list {folder}"))? {
-        let entry = entry?;
-        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            files.extend(sources(root, &path)?);
-        } else if path.ends_with(".rs") {
-            files.push(path);
-        }
-    }
-    Ok(files)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -166,11 +150,10 @@ fn summary(lines: &Lines) -> String {
     let states: Vec<String> = lines.keys().map(|number| state(lines, number)).collect();
     let count = |part: &str| states.iter().filter(|state| state.contains(part)).count();
     format!(
-        "{} lines: {} tested, {} a limit, {} a difference, {} ask for nothing, {} open",
+        "{} lines: {} tested, {} on a page of docs, {} ask for nothing, {} open",
         lines.len(),
         count("`") + count("case by case"),
-        count("[limit]"),
-        count("[difference]"),
+        count("]("),
         count("asks for nothing"),
         count(OPEN),
     )
@@ -224,7 +207,7 @@ mod tests {
         }
         let text = written(TEXT, &lines);
         for part in [
-            "> 5 lines: 2 tested, 1 a limit, 0 a difference, 1 ask for nothing, 1 open\n\n## 8.",
+            "> 5 lines: 2 tested, 1 on a page of docs, 1 ask for nothing, 1 open\n\n## 8.",
             "one\n\n> **open**\n\n",
             "two:\n\n> case by case\n\n",
             "first\n\n> [limit]()\n\n",
