@@ -547,7 +547,7 @@ fn local_policy<F: Numbered>() {
 }
 
 fn source_ranges<F: Numbered>() {
-    // semantics 12.3
+    // semantics 12.3, 12.9
     let world = World::with_service::<F>(|service| {
         service.kind = FrontendKind::LoadBalancer as u8;
         service.flags |= ServiceFlags::SOURCE_RANGES;

@@ -105,7 +105,7 @@ fn path_mtu_towards_the_backend_is_discovered(scene: &Scene, what: &str) -> Resu
     Ok(())
 }
 
-/// The same in the direction of the reply: the narrow link is the one to the client.
+/// Semantics 8.14, 28.42. The same in the direction of the reply: the narrow link is the one to the client.
 fn path_mtu_towards_the_client_is_discovered(scene: &Scene, what: &str) -> Result<()> {
     let world = &scene.world;
     let a = world.a();

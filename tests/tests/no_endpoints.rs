@@ -36,8 +36,7 @@ fn frontends(node: &Node, number: u8, ip: Ip) -> [(IpAddr, u16); 4] {
     ]
 }
 
-/// No slice; an empty slice, as the controller makes it of pods that failed (semantics 10.10, 28.27); endpoints that must not be
-/// used (semantics 5.14, 6.6).
+/// No slice; an empty slice, as the controller makes it of pods that failed; endpoints that must not be used.
 fn objects(world: &World) -> Vec<Value> {
     let a = world.a();
     let mut objects = vec![
@@ -60,7 +59,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects
 }
 
-/// Semantics 10.1, 10.7, 10.8: an answer at once, for everybody, at every frontend, whatever the policy.
+/// Semantics 5.14, 6.6, 10.1, 10.7, 10.8, 10.10, 28.27: an answer at once, for everybody, at every frontend, whatever the policy.
 #[test]
 fn everybody_is_refused_at_once() -> Result<()> {
     require!(Root, Bpf, Cgroup2);

@@ -527,6 +527,7 @@ mod tests {
 
     #[test]
     fn flags_without_values_take_the_documented_defaults() {
+        // semantics 16.1, 16.11
         let config = parse(&[]).unwrap();
         assert_eq!(config.snat_ports.to_string(), "20000-29999");
         assert_eq!(

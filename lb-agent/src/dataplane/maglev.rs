@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn losing_one_backend_moves_little_else() {
-        // The bounds of goal 20 of the performance notes.
+        // docs/decisions.md, "Table sizes from a ladder of primes".
         for (n, rows, bound) in [
             (10u32, 65_537, 0.006),
             (100, 65_537, 0.006),

@@ -40,7 +40,7 @@ fn frontends(port: &ServicePort) -> Vec<String> {
     port.frontends.iter().map(text).collect()
 }
 
-// Sections 3 and 20: which Services count, in which family.
+// semantics 3, 20: which Services count, in which family.
 
 #[test]
 fn a_service_without_cluster_ip_of_a_family_has_no_port_in_it() {
@@ -85,7 +85,7 @@ fn the_families_have_their_own_endpoints() {
     assert!(!ports[1].has_endpoints && ports[1].endpoints.is_empty());
 }
 
-// Section 4: service ports.
+// semantics 4: service ports.
 
 #[test]
 fn every_address_becomes_a_frontend_whatever_the_type() {
@@ -258,7 +258,7 @@ fn policies_decide_which_lists_are_used() {
     }
 }
 
-// Section 5: endpoints.
+// semantics 5: endpoints.
 
 fn found(slices: &[Arc<EndpointSlice>], name: &str, protocol: Protocol) -> Vec<String> {
     endpoints::of_port(slices, IpFamily::V4, name, protocol, "node-a")
@@ -353,7 +353,7 @@ fn of_two_endpoints_with_one_address_the_living_one_is_meant() {
     assert_eq!(&*found[0].source.placement.for_zones[0], "a");
 }
 
-// Section 6: lists.
+// semantics 6: lists.
 
 struct Case {
     endpoints: &'static [&'static str],
@@ -502,7 +502,7 @@ fn only_usable_endpoints_are_listed() {
     assert_eq!(in_cluster, [true, false, false]);
 }
 
-// Section 7: topology.
+// semantics 7: topology.
 
 #[test]
 fn the_topology_mode_follows_the_hints_of_all_ready_endpoints() {
