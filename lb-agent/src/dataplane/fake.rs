@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use super::{
-    frontends::FrontendMap,
+    frontend_map::FrontendMap,
     model,
     store::{Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult},
 };

@@ -1,11 +1,11 @@
 //! Ids of service ports and backends: handed out, freed to rest, reused after a grace period. An id
 //! that a running program may still hold never gets another meaning.
 
-use super::slab::Rest;
+use super::rest::Rest;
 
 /// Ids from 1 up to a bound.
 #[derive(Debug)]
-pub struct Ids {
+pub(crate) struct Ids {
     /// First id that does not exist.
     end: u32,
     /// First id that was never handed out.
@@ -16,7 +16,7 @@ pub struct Ids {
 
 impl Ids {
     /// Ids below `end`, of which `used` are taken; the rest is free.
-    pub fn new(end: u32, mut used: Vec<u32>) -> Self {
+    pub(crate) fn new(end: u32, mut used: Vec<u32>) -> Self {
         used.sort_unstable();
         used.dedup();
         let next = used.last().map_or(1, |last| last + 1);
@@ -37,7 +37,7 @@ impl Ids {
     }
 
     /// Takes a free id.
-    pub fn take(&mut self) -> Option<u32> {
+    pub(crate) fn take(&mut self) -> Option<u32> {
         if let Some(id) = self.free.pop() {
             return Some(id);
         }
@@ -49,22 +49,22 @@ impl Ids {
     }
 
     /// Gives back an id that no program has seen.
-    pub fn give_back(&mut self, id: u32) {
+    pub(crate) fn give_back(&mut self, id: u32) {
         self.free.push(id);
     }
 
     /// Lays an id to rest until the next grace period has passed.
-    pub fn rest(&mut self, id: u32) {
+    pub(crate) fn rest(&mut self, id: u32) {
         self.resting.push(id);
     }
 
     /// Whether some id rests.
-    pub fn is_resting(&self) -> bool {
+    pub(crate) fn is_resting(&self) -> bool {
         !self.resting.is_empty()
     }
 
     /// Frees the ids for which `wake` answers `true`; a grace period has passed since they were laid to rest.
-    pub fn release(&mut self, mut wake: impl FnMut(u32) -> bool) {
+    pub(crate) fn release(&mut self, mut wake: impl FnMut(u32) -> bool) {
         for id in self.resting.take() {
             if wake(id) {
                 self.free.push(id);
@@ -75,7 +75,7 @@ impl Ids {
     }
 
     /// Ids in use or at rest.
-    pub fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.next as usize - 1 - self.free.len()
     }
 }

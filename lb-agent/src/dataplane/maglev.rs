@@ -19,7 +19,7 @@ const STEPS: [u32; 60] = [
 ];
 
 /// The ladder of table sizes: the smallest prime at or above each step.
-pub const LADDER: [u32; STEPS.len()] = {
+pub(crate) const LADDER: [u32; STEPS.len()] = {
     let mut ladder = STEPS;
     let mut i = 0;
     while i < ladder.len() {
@@ -50,7 +50,7 @@ const fn is_prime(n: u32) -> bool {
 
 /// Rows of the table of a list: a function of the number of its endpoints and of the port's kind only.
 /// An empty list has none, one endpoint needs one row.
-pub fn rows_for(endpoints: usize, external: bool) -> u32 {
+pub(crate) fn rows_for(endpoints: usize, external: bool) -> u32 {
     if endpoints < 2 {
         return u32::from(endpoints == 1);
     }
@@ -65,18 +65,18 @@ pub fn rows_for(endpoints: usize, external: bool) -> u32 {
 
 /// An endpoint with the id that rows hold.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Member {
+pub(crate) struct Member {
     /// Its address.
-    pub addr: IpAddr,
+    pub(crate) addr: IpAddr,
     /// Its port.
-    pub port: u16,
+    pub(crate) port: u16,
     /// Its backend id; has no part in the choice of rows.
-    pub id: u32,
+    pub(crate) id: u32,
 }
 
 /// Builds tables; keeps its memory from one to the next.
 #[derive(Default, Debug)]
-pub struct Maglev {
+pub(crate) struct Maglev {
     rows: Vec<u32>,
     walks: Vec<Walk>,
 }
@@ -91,7 +91,7 @@ struct Walk {
 
 impl Maglev {
     /// The table of a list with `rows` rows (a prime, or 1). `members` is sorted in place; ids are not 0.
-    pub fn build(&mut self, members: &mut [Member], rows: u32) -> &[u32] {
+    pub(crate) fn build(&mut self, members: &mut [Member], rows: u32) -> &[u32] {
         self.rows.clear();
         if members.is_empty() || rows == 0 {
             return &self.rows;

@@ -1,27 +1,40 @@
-//! Desired state → map entries: what to write, in which order, and what stays over a restart.
+//! Desired state → map entries: what to write, in which order ([`apply`]), and what stays over a restart
+//! ([`restore`]).
+//!
+//! ```text
+//! audit, restore, apply            both families: a list of changes → one round of writes
+//!      family/                     one family: prepare, publish, finish; its frontends, backends, what was left
+//!      shared                      what belongs to neither: selection, port_filter, service ids, report
+//!      model, maglev, slab, ids …  one thing each, without maps
+//!      store                       the maps behind a trait; pinned: the real ones
+//! gc                               flows → dead flows, by the store alone
+//! ```
 
 pub mod apply;
 pub mod audit;
-mod diff;
-mod frontends;
+mod cluster_span;
+mod family;
+mod frontend_map;
 pub mod gc;
-pub mod ids;
-pub mod maglev;
-pub mod model;
+mod ids;
+mod maglev;
+mod model;
 pub mod pinned;
+mod port_filter;
 pub mod report;
+mod rest;
 mod restore;
-pub mod slab;
-mod span;
+mod selection;
+mod shared;
+mod slab;
 pub mod store;
+mod uses;
 
 #[cfg(test)]
 pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use apply::Dataplane;
-pub use audit::AuditReport;
-pub use model::DataplaneConfig;
-pub use report::{ApplyError, ApplyReport, Usage};
+pub use apply::{Dataplane, DataplaneConfig};
+pub use report::{ApplyError, ApplyReport, AuditReport, Usage};
 pub use store::{MapStore, StoreError};

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
-use super::store::StoreError;
+use lb_common::{abi::ServiceKey, family::Family};
+
+use super::{model::to_ip, store::StoreError};
 use crate::desired::state::PortKey;
 
 /// What one round of writes did.
@@ -52,6 +54,34 @@ impl ApplyReport {
             + self.tables_written
             + self.ranges_changed
             == 0
+    }
+}
+
+/// What an audit found, and repaired.
+#[derive(Debug, Default)]
+pub struct AuditReport {
+    /// Service ports that the dataplane held otherwise than the fresh list says.
+    pub service_ports: usize,
+    /// Entries of `services_*` missing, different or superfluous.
+    pub services: usize,
+    /// Elements of `backends_*` that were different.
+    pub backends: usize,
+    /// Tables whose rows were different.
+    pub tables: usize,
+    /// Source ranges missing or superfluous.
+    pub ranges: usize,
+    /// Bits of `port_filter` that were different.
+    pub ports: usize,
+    /// Not audited, because writes are pending that failed.
+    pub is_skipped: bool,
+    /// What the repair did.
+    pub repair: ApplyReport,
+}
+
+impl AuditReport {
+    /// Differences found.
+    pub fn differences(&self) -> usize {
+        self.service_ports + self.services + self.backends + self.tables + self.ranges + self.ports
     }
 }
 
@@ -118,6 +148,19 @@ impl ApplyError {
             ApplyError::Frontend { source, .. }
             | ApplyError::Port { source, .. }
             | ApplyError::Shared { source } => source.is_full().then(|| source.map()),
+        }
+    }
+    /// A frontend is not as wanted.
+    pub(crate) fn frontend<F: Family>(
+        key: &PortKey,
+        entry: &ServiceKey<F>,
+        source: StoreError,
+    ) -> Self {
+        ApplyError::Frontend {
+            port: NamedKey(key.clone()),
+            addr: to_ip::<F>(&entry.addr),
+            number: entry.port.to_host(),
+            source,
         }
     }
     /// The service port it is about.

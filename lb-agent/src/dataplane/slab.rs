@@ -5,34 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::SelectionList;
 
-/// Things that running programs may still hold.
-#[derive(Debug)]
-pub struct Rest<T>(Vec<T>);
-
-impl<T> Default for Rest<T> {
-    fn default() -> Self {
-        Rest(Vec::new())
-    }
-}
-
-impl<T> Rest<T> {
-    /// Lays down one more.
-    pub fn push(&mut self, thing: T) {
-        self.0.push(thing);
-    }
-    /// Whether nothing rests.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-    /// Takes all; a grace period has passed.
-    pub fn take(&mut self) -> Vec<T> {
-        std::mem::take(&mut self.0)
-    }
-}
+use super::rest::Rest;
 
 /// The free rows.
 #[derive(Debug)]
-pub struct Slab {
+pub(crate) struct Slab {
     by_offset: BTreeMap<u32, u32>,
     by_len: BTreeSet<(u32, u32)>,
     resting: Rest<SelectionList>,
@@ -41,7 +18,7 @@ pub struct Slab {
 
 impl Slab {
     /// A slab of `rows` rows, of which the ranges in `used` are taken; they may overlap or lie beyond.
-    pub fn new(rows: u32, used: &[SelectionList]) -> Self {
+    pub(crate) fn new(rows: u32, used: &[SelectionList]) -> Self {
         let mut slab = Slab {
             by_offset: BTreeMap::new(),
             by_len: BTreeSet::new(),
@@ -77,7 +54,7 @@ impl Slab {
     }
 
     /// Takes a range of `len` rows.
-    pub fn take(&mut self, len: u32) -> Option<SelectionList> {
+    pub(crate) fn take(&mut self, len: u32) -> Option<SelectionList> {
         let (free, offset) = *self.by_len.range((len, 0)..).next()?;
         self.remove(offset, free);
         if free > len {
@@ -87,7 +64,7 @@ impl Slab {
     }
 
     /// Gives back a range that no program has seen.
-    pub fn give_back(&mut self, range: SelectionList) {
+    pub(crate) fn give_back(&mut self, range: SelectionList) {
         let SelectionList {
             mut offset,
             mut len,
@@ -109,26 +86,26 @@ impl Slab {
     }
 
     /// Lays a range to rest until the next grace period has passed.
-    pub fn rest(&mut self, range: SelectionList) {
+    pub(crate) fn rest(&mut self, range: SelectionList) {
         if range.len > 0 {
             self.resting.push(range);
         }
     }
 
     /// Whether some range rests.
-    pub fn is_resting(&self) -> bool {
+    pub(crate) fn is_resting(&self) -> bool {
         !self.resting.is_empty()
     }
 
     /// Frees what rests; a grace period has passed.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         for range in self.resting.take() {
             self.give_back(range);
         }
     }
 
     /// Free rows, those at rest not among them.
-    pub fn free_rows(&self) -> u32 {
+    pub(crate) fn free_rows(&self) -> u32 {
         self.free
     }
 }

@@ -168,6 +168,8 @@ pub trait StoreFamily: Family {
     fn maps<S: MapStore>(store: &S) -> &S::Maps<Self>;
     /// The maps of this family, to write.
     fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<Self>;
+    /// Network and mask of this family's ClusterIPs in `config`.
+    fn cluster_words(config: &mut Config) -> (&mut Self::Addr, &mut Self::Addr);
 }
 
 impl StoreFamily for V4 {
@@ -177,6 +179,9 @@ impl StoreFamily for V4 {
     fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<V4> {
         store.v4_mut()
     }
+    fn cluster_words(config: &mut Config) -> (&mut Self::Addr, &mut Self::Addr) {
+        (&mut config.cluster_net_v4, &mut config.cluster_mask_v4)
+    }
 }
 
 impl StoreFamily for V6 {
@@ -185,5 +190,8 @@ impl StoreFamily for V6 {
     }
     fn maps_mut<S: MapStore>(store: &mut S) -> &mut S::Maps<V6> {
         store.v6_mut()
+    }
+    fn cluster_words(config: &mut Config) -> (&mut Self::Addr, &mut Self::Addr) {
+        (&mut config.cluster_net_v6, &mut config.cluster_mask_v6)
     }
 }

@@ -5,11 +5,13 @@ use std::{cmp::Ordering, net::IpAddr};
 
 use lb_common::abi::SelectionList;
 
-use super::{
-    maglev::{Member, rows_for},
-    model::Tables,
+use crate::{
+    dataplane::{
+        maglev::{Member, rows_for},
+        model::Tables,
+    },
+    desired::state::{Endpoint, ServicePort},
 };
-use crate::desired::state::{Endpoint, ServicePort};
 
 /// What becomes of a service port's endpoints. All by index into the old or new list.
 #[derive(Debug, Default, PartialEq, Eq)]

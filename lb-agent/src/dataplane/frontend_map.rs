@@ -9,7 +9,7 @@ use lb_common::{
 
 /// A hash map by frontend.
 #[derive(Clone, Debug)]
-pub(super) struct FrontendMap<F: Family, V>(HashMap<(F::Addr, Be16, u8), V>);
+pub(crate) struct FrontendMap<F: Family, V>(HashMap<(F::Addr, Be16, u8), V>);
 
 impl<F: Family, V> Default for FrontendMap<F, V> {
     fn default() -> Self {
@@ -19,46 +19,46 @@ impl<F: Family, V> Default for FrontendMap<F, V> {
 
 impl<F: Family, V> FrontendMap<F, V> {
     /// The value of a key.
-    pub(super) fn get(&self, key: &ServiceKey<F>) -> Option<&V> {
+    pub(crate) fn get(&self, key: &ServiceKey<F>) -> Option<&V> {
         self.0.get(&(key.addr, key.port, key.proto))
     }
     /// The value of a key, to change.
-    pub(super) fn get_mut(&mut self, key: &ServiceKey<F>) -> Option<&mut V> {
+    pub(crate) fn get_mut(&mut self, key: &ServiceKey<F>) -> Option<&mut V> {
         self.0.get_mut(&(key.addr, key.port, key.proto))
     }
     /// Whether the key is there.
-    pub(super) fn contains_key(&self, key: &ServiceKey<F>) -> bool {
+    pub(crate) fn contains_key(&self, key: &ServiceKey<F>) -> bool {
         self.get(key).is_some()
     }
     /// Adds or replaces; returns what was there.
-    pub(super) fn insert(&mut self, key: &ServiceKey<F>, value: V) -> Option<V> {
+    pub(crate) fn insert(&mut self, key: &ServiceKey<F>, value: V) -> Option<V> {
         self.0.insert((key.addr, key.port, key.proto), value)
     }
     /// Removes.
-    pub(super) fn remove(&mut self, key: &ServiceKey<F>) -> Option<V> {
+    pub(crate) fn remove(&mut self, key: &ServiceKey<F>) -> Option<V> {
         self.0.remove(&(key.addr, key.port, key.proto))
     }
     /// Entries.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ServiceKey<F>, &V)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ServiceKey<F>, &V)> {
         self.0
             .iter()
             .map(|((addr, port, proto), v)| (ServiceKey::new(*addr, *port, *proto), v))
     }
     /// Keys.
-    pub(super) fn keys(&self) -> impl Iterator<Item = ServiceKey<F>> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = ServiceKey<F>> {
         self.iter().map(|(key, _)| key)
     }
     /// Values.
-    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.values()
     }
     /// Number of entries.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
     /// Whether there is none.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
