@@ -61,7 +61,7 @@ counters! {
         RefusalFailed = 11 "refusal_failed",
         /// An ICMP redirect about a translated flow.
         IcmpRedirect = 12 "icmp_redirect",
-        /// UDP of a backend that is gone, and no other to select.
+        /// Nobody serves the frontend, and what came must not be answered: a RST, a later fragment, not unicast.
         NoEndpoint = 13 "no_endpoint",
         /// A tail-called program is missing.
         TailCall = 14 "tail_call",
