@@ -15,6 +15,8 @@ mod semantics;
 mod setup;
 mod show;
 mod test;
+#[cfg(test)]
+mod text;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
