@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Backend, BackendState, Be16, Config, Counter, DropReason,
-    Event, Flow, FlowKey, Fragment, FragmentKey, FrontendKind, Interface, MacAddr, ModeFlags,
-    Scratch, SelectionList, Service, ServiceFlags, ServiceKey, SocketOrigin, SocketOriginKey,
-    XdpDevice, proto,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Be16, Config,
+    Counter, DropReason, Event, Flow, FlowFlags, FlowKey, Fragment, FragmentKey, FrontendKind,
+    Interface, MacAddr, ModeFlags, Scratch, SelectionList, Service, ServiceFlags, ServiceKey,
+    SocketOrigin, SocketOriginKey, XdpDevice, proto,
 };
 use lb_common::family::Address;
 use lb_common::pipeline::ip::Ip;
@@ -109,7 +109,7 @@ struct World {
     origins: RefCell<HashMap<SocketOriginKey, SocketOrigin>>,
     counts: RefCell<BTreeMap<u32, u32>>,
     flows: Cell<u32>,
-    modes: Cell<u32>,
+    modes: Cell<ModeFlags>,
     now_ns: Cell<u64>,
 }
 
@@ -121,7 +121,10 @@ impl World {
     /// Backend `id` at pod `id`, port 8000 + id.
     fn backend<F: Numbered>(&self, id: u32, generation: u32) {
         let number = u8::try_from(id).expect("fits");
-        let state = (generation * BackendState::GENERATION_STEP) | BackendState::IN_CLUSTER;
+        let state = BackendState::new(
+            generation * BackendState::GENERATION_STEP,
+            BackendFlags::IN_CLUSTER,
+        );
         let port = Be16::from_host(8000 + u16::from(number));
         F::maps(self)
             .backends
@@ -176,13 +179,13 @@ impl<F: Family> FlowEntry<F> for NoEntry {
     fn read(&self) -> Flow<F> {
         Flow::default()
     }
-    fn flags(&self) -> u16 {
-        0
+    fn flags(&self) -> FlowFlags {
+        FlowFlags::NONE
     }
     fn stamp(&self) -> u32 {
         0
     }
-    fn add_flags(&self, _: u16) {}
+    fn add_flags(&self, _: FlowFlags) {}
     fn set_stamp(&self, _: u32) {}
     fn set_next_hop(&self, _: u32, _: MacAddr) {}
 }
@@ -481,14 +484,14 @@ fn keep<F: Numbered>() {
     for id in others {
         world.backend::<F>(id, 2);
     }
-    world.frontend::<F>(F::vip(1), &[], |service| service.flags = 0);
+    world.frontend::<F>(F::vip(1), &[], |service| service.flags = ServiceFlags::NONE);
     assert_eq!(again().0, REFUSE);
 }
 
 fn no_endpoints<F: Numbered>() {
     // semantics 10.1
     let world = World::default();
-    world.frontend::<F>(F::vip(1), &[], |service| service.flags = 0);
+    world.frontend::<F>(F::vip(1), &[], |service| service.flags = ServiceFlags::NONE);
     for proto in [proto::TCP, proto::UDP] {
         let mut call = Call::<F>::to(F::vip(1), proto, 1);
         assert_eq!(dial(&world, &mut call), REFUSE);

@@ -7,8 +7,9 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Progr
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be32, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
-    Interface, NodeAddrKey, PORT_FILTER_ENTRIES, PackedFlowKey, PacketCount, PortFilter, Scratch,
-    SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, XdpDevice,
+    Interface, NodeAddrFlags, NodeAddrKey, PORT_FILTER_ENTRIES, PackedFlowKey, PacketCount,
+    PortFilter, Scratch, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
+    SocketOriginKey, XdpDevice,
 };
 use lb_common::wire::Ports;
 use lb_common::{Family, V4, V6};
@@ -173,15 +174,15 @@ pub(crate) static DIRECT_PORTS: Array<[u8; 65_536], 1> = Array::new();
 /// Addresses of this node.
 ///
 /// Type    hash
-/// Entry   [`NodeAddrKey`] → flags
+/// Entry   [`NodeAddrKey`] → [`NodeAddrFlags`]
 /// Writes  agent      Reads  whoever inspects
 /// Full    logged
 /// Order   none
 #[btf_map(name = "node_addrs_v4")]
-pub(crate) static NODE_ADDRS_V4: HashMap<NodeAddrKey<V4>, u32, 1_024> = HashMap::new();
+pub(crate) static NODE_ADDRS_V4: HashMap<NodeAddrKey<V4>, NodeAddrFlags, 1_024> = HashMap::new();
 /// See [`NODE_ADDRS_V4`].
 #[btf_map(name = "node_addrs_v6")]
-pub(crate) static NODE_ADDRS_V6: HashMap<NodeAddrKey<V6>, u32, 1_024> = HashMap::new();
+pub(crate) static NODE_ADDRS_V6: HashMap<NodeAddrKey<V6>, NodeAddrFlags, 1_024> = HashMap::new();
 
 /// Interfaces that we serve.
 ///

@@ -7,8 +7,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be16, Be32, Clock, Config, Counter, DropReason, Event, Flow,
-    FlowKey, Fragment, FragmentKey, Interface, MacAddr, ModeFlags, SELECTION_BLOCK_ROWS, Scratch,
-    Service, ServiceKey, XdpDevice, port_filter_slot,
+    FlowFlags, FlowKey, Fragment, FragmentKey, Interface, MacAddr, ModeFlags, SELECTION_BLOCK_ROWS,
+    Scratch, Service, ServiceKey, XdpDevice, port_filter_slot,
 };
 use lb_common::family::{Address, Family};
 use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
@@ -43,7 +43,7 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         flow
     }
     #[inline(always)]
-    fn flags(&self) -> u16 {
+    fn flags(&self) -> FlowFlags {
         // SAFETY: as in `read`; one aligned half-word.
         unsafe { (*self.0).flags }
     }
@@ -53,7 +53,7 @@ impl<F: Family> FlowEntry<F> for FlowRef<F> {
         unsafe { (*self.0).stamp }
     }
     #[inline(always)]
-    fn add_flags(&self, flags: u16) {
+    fn add_flags(&self, flags: FlowFlags) {
         // SAFETY: as in `read`; a race with another CPU may lose a flag, which its next packet sets again.
         unsafe { (*self.0).flags |= flags }
     }
@@ -313,7 +313,7 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
     }
     #[inline(always)]
     fn event(&self, event: &Event) {
-        if config().is_some_and(|config| config.modes & ModeFlags::DEBUG_EVENTS != 0) {
+        if config().is_some_and(|config| config.modes.contains(ModeFlags::DEBUG_EVENTS)) {
             let mut event = *event;
             event.time_ns = now_ns();
             // A full ring loses the event; nobody waits for a reader.

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow, FlowKey,
-    Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+    Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow, FlowFlags,
+    FlowKey, Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
 };
 use lb_common::family::{Address, Family};
 use lb_common::pipeline::ip::Ip;
@@ -130,13 +130,13 @@ impl<F: Family> FlowEntry<F> for Entry<F> {
     fn read(&self) -> Flow<F> {
         self.0.get()
     }
-    fn flags(&self) -> u16 {
+    fn flags(&self) -> FlowFlags {
         self.0.get().flags
     }
     fn stamp(&self) -> u32 {
         self.0.get().stamp
     }
-    fn add_flags(&self, flags: u16) {
+    fn add_flags(&self, flags: FlowFlags) {
         self.change(|flow| flow.flags |= flags);
     }
     fn set_stamp(&self, stamp: u32) {

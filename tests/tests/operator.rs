@@ -712,7 +712,7 @@ fn events_are_logged_at_debug_level_only() -> Result<()> {
         let modes = u32::from_ne_bytes(std::array::from_fn(|i| {
             bytes[std::mem::offset_of!(Config, modes) + i]
         }));
-        Ok(modes & ModeFlags::DEBUG_EVENTS != 0)
+        Ok(ModeFlags::from_bits(modes).contains(ModeFlags::DEBUG_EVENTS))
     };
     assert!(mode(&scene.a)?);
     let answer = Dial::tcp(scene.world.a().pod(0), (cluster_ip(Ip::V4, 1), PORT).into()).ask()?;

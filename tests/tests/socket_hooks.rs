@@ -21,9 +21,10 @@ use aya::{
 use lb_common::{
     Family, V4, V6,
     abi::{
-        Addr4, Addr6, AffinityKey, Backend, BackendState, Be16, Be32, Config, Counter, DropReason,
-        FrontendKind, ModeFlags, PORT_FILTER_WORDS, PacketCount, PortFilter, SELECTION_BLOCK_ROWS,
-        SelectionBlock, SelectionList, Service, ServiceFlags, ServiceKey, port_filter_slot, proto,
+        Addr4, Addr6, AffinityKey, Backend, BackendFlags, BackendState, Be16, Be32, Config,
+        Counter, DropReason, FrontendKind, ModeFlags, PORT_FILTER_WORDS, PacketCount, PortFilter,
+        SELECTION_BLOCK_ROWS, SelectionBlock, SelectionList, Service, ServiceFlags, ServiceKey,
+        port_filter_slot, proto,
     },
     names,
 };
@@ -191,7 +192,7 @@ impl Hooks {
         Ok(counts.iter().map(|count| count.0.packets).sum())
     }
 
-    fn modes(&mut self, modes: u32) -> Result<()> {
+    fn modes(&mut self, modes: ModeFlags) -> Result<()> {
         self.config.modes = modes;
         self.set(names::maps::CONFIG, 0, self.config)
     }
@@ -204,9 +205,10 @@ impl Hooks {
         addr: SocketAddr,
         generation: u32,
     ) -> Result<()> {
-        let state = (generation * BackendState::GENERATION_STEP)
-            | BackendState::USABLE
-            | BackendState::IN_CLUSTER;
+        let state = BackendState::new(
+            generation * BackendState::GENERATION_STEP,
+            BackendFlags::USABLE | BackendFlags::IN_CLUSTER,
+        );
         let port = Be16::from_host(addr.port());
         match addr4(addr.ip()) {
             Some(ip) => self.set(
@@ -461,7 +463,7 @@ fn an_unconnected_socket_keeps_its_backend_until_that_is_gone() -> Result<()> {
         fixture.hooks.backend(left_id, id, addr, 2)?;
         service.cluster = SelectionList::default();
         service.local = SelectionList::default();
-        service.flags = 0;
+        service.flags = ServiceFlags::NONE;
         fixture.hooks.frontend(vip, service)?;
         assert_eq!(socket.ask(PATIENCE), Err(Failure::Refused));
     }
@@ -561,7 +563,7 @@ fn what_nobody_serves_is_refused_and_what_is_not_allowed_is_denied() -> Result<(
             let mut empty = fixture.hooks.pair(ip, id, vip(1))?;
             empty.cluster = SelectionList::default();
             empty.local = SelectionList::default();
-            empty.flags = 0;
+            empty.flags = ServiceFlags::NONE;
             fixture.hooks.frontend(vip(1), empty)?;
             // semantics 10.2: policy Local, the endpoints are elsewhere.
             let mut local = fixture.hooks.pair(ip, id + 1, vip(2))?;
@@ -681,7 +683,7 @@ fn sockets_of_other_namespaces_are_left_alone_unless_all_are_wanted() -> Result<
         }
         // TCP alone; not where the pod's address would be needed.
         assert_eq!(fixture.hooks.count(connects)?, before + 1);
-        fixture.hooks.modes(0)?;
+        fixture.hooks.modes(ModeFlags::NONE)?;
     }
     Ok(())
 }

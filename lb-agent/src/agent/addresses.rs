@@ -113,7 +113,7 @@ impl Agent {
         Ok(())
     }
 
-    fn modes(&self) -> u32 {
+    fn modes(&self) -> ModeFlags {
         let flags = [
             (
                 self.config.masquerade == Masquerade::KubeProxy,
@@ -129,7 +129,7 @@ impl Agent {
         flags
             .into_iter()
             .filter(|(on, _)| *on)
-            .fold(0, |modes, (_, flag)| modes | flag)
+            .fold(ModeFlags::NONE, |modes, (_, flag)| modes | flag)
     }
 }
 
@@ -155,13 +155,18 @@ fn with_bind_address(bind: Option<IpAddr>, known: Vec<IpAddr>) -> Vec<IpAddr> {
 }
 
 /// Flags of each local address of a family.
-fn addr_flags(view: &NodeView, family: IpFamily, primary: Option<IpAddr>) -> HashMap<IpAddr, u32> {
+fn addr_flags(
+    view: &NodeView,
+    family: IpFamily,
+    primary: Option<IpAddr>,
+) -> HashMap<IpAddr, NodeAddrFlags> {
     let local = view
         .local_addresses
         .iter()
         .copied()
         .filter(|addr| IpFamily::of(addr) == family);
-    let mut flags: HashMap<IpAddr, u32> = local.map(|addr| (addr, 0)).collect();
+    let mut flags: HashMap<IpAddr, NodeAddrFlags> =
+        local.map(|addr| (addr, NodeAddrFlags::NONE)).collect();
     for addr in accepted(view, family) {
         *flags.entry(addr).or_default() |= NodeAddrFlags::NODE_PORT;
     }
@@ -173,15 +178,15 @@ fn addr_flags(view: &NodeView, family: IpFamily, primary: Option<IpAddr>) -> Has
 
 /// Makes a map hold exactly these addresses.
 fn sync<F: Family>(
-    map: &TypedMap<NodeAddrKey<F>, u32>,
-    wanted: &HashMap<IpAddr, u32>,
+    map: &TypedMap<NodeAddrKey<F>, NodeAddrFlags>,
+    wanted: &HashMap<IpAddr, NodeAddrFlags>,
     of_family: impl Fn(&IpAddr) -> Option<F::Addr>,
 ) -> MapResult<()> {
-    let wanted: HashMap<F::Addr, u32> = wanted
+    let wanted: HashMap<F::Addr, NodeAddrFlags> = wanted
         .iter()
         .filter_map(|(addr, flags)| Some((of_family(addr)?, *flags)))
         .collect();
-    let present: HashMap<F::Addr, u32> = map
+    let present: HashMap<F::Addr, NodeAddrFlags> = map
         .entries()?
         .into_iter()
         .map(|(key, flags)| (key.addr, flags))
@@ -257,7 +262,7 @@ mod tests {
             NodeAddrFlags::NODE_PORT | NodeAddrFlags::PRIMARY
         );
         let loopback: IpAddr = "127.0.0.1".parse().unwrap();
-        assert_eq!(flags[&loopback], 0);
+        assert_eq!(flags[&loopback], NodeAddrFlags::NONE);
         assert_eq!(flags.len(), 2);
     }
 }

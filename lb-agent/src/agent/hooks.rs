@@ -308,9 +308,13 @@ fn entry(interface: &Interface, transmit: bool) -> abi::Interface {
     let transmit = if transmit {
         InterfaceFlags::XDP_TRANSMIT
     } else {
-        0
+        InterfaceFlags::NONE
     };
-    let l3 = if interface.l3 { InterfaceFlags::L3 } else { 0 };
+    let l3 = if interface.l3 {
+        InterfaceFlags::L3
+    } else {
+        InterfaceFlags::NONE
+    };
     abi::Interface {
         saddr_v4: interface.saddr_v4.map(Into::into).unwrap_or_default(),
         saddr_v6: interface.saddr_v6.map(Into::into).unwrap_or_default(),

@@ -129,26 +129,27 @@ fn is_frontend<F: Family>(maps: &FamilyPins<F>, addr: F::Addr, port: Be16) -> Ma
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Addr6;
+    use lb_common::abi::{Addr6, BackendFlags, BackendState};
 
     use super::*;
 
     #[test]
     fn backend_is_gone_with_its_generation_or_its_service() {
-        let backend = |generation, service_id| {
+        let backend = |generation, flags, service_id| {
             Backend::<lb_common::V4>::new(
                 std::net::Ipv4Addr::new(10, 0, 0, 3).into(),
                 Be16::from_host(8080),
                 0,
-                generation,
+                BackendState::new(generation, flags),
                 service_id,
             )
         };
-        let given = backend(0x300, 5);
+        let none = BackendFlags::NONE;
+        let given = backend(0x300, none, 5);
         let origin = SocketOrigin::new(Addr6::default(), Be16::default(), 1, given.generation(), 5);
         // Semantics 17.4: flags are no reason.
-        assert!(!is_gone(&backend(0x301, 5), &origin));
-        assert!(is_gone(&backend(0x400, 5), &origin));
-        assert!(is_gone(&backend(0x300, 6), &origin));
+        assert!(!is_gone(&backend(0x300, BackendFlags::LOCAL, 5), &origin));
+        assert!(is_gone(&backend(0x400, none, 5), &origin));
+        assert!(is_gone(&backend(0x300, none, 6), &origin));
     }
 }

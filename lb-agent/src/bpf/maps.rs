@@ -16,9 +16,9 @@ use std::{
 use lb_common::{
     ABI_VERSION, Family, V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, Clock, Config, Flow, FlowKey, Interface, NodeAddrKey,
-        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
-        SocketOriginKey, SrcRangeKey, XdpDevice,
+        Affinity, AffinityKey, Backend, Clock, Config, Flow, FlowKey, Interface, NodeAddrFlags,
+        NodeAddrKey, PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats,
+        SocketOrigin, SocketOriginKey, SrcRangeKey, XdpDevice,
     },
     names::{PIN_ROOT, maps as names, programs},
 };
@@ -105,6 +105,7 @@ plain!(
     Config,
     Interface,
     PacketCount,
+    NodeAddrFlags,
     PortFilter,
     ServiceStats,
     SocketOrigin,
@@ -641,7 +642,7 @@ pub struct FamilyPins<F: Family> {
     /// `src_ranges_*`.
     pub src_ranges: TypedMap<SrcRangeKey<F>, u32>,
     /// `node_addrs_*`.
-    pub node_addrs: TypedMap<NodeAddrKey<F>, u32>,
+    pub node_addrs: TypedMap<NodeAddrKey<F>, NodeAddrFlags>,
 }
 
 impl<F: Family> FamilyPins<F> {

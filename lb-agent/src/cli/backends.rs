@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use lb_common::{
     Family,
-    abi::{Backend, BackendState},
+    abi::{Backend, BackendFlags, BackendState},
 };
 use serde::Serialize;
 
@@ -54,7 +54,7 @@ impl Row {
     where
         F::Addr: Shown,
     {
-        let has = |flag| backend.state & flag != 0;
+        let has = |flag| backend.has(flag);
         let name = names.name(backend.service_id);
         Row {
             namespace: name.map(|name| name.namespace.clone()),
@@ -65,11 +65,11 @@ impl Row {
             backend: SocketAddr::new(backend.addr.ip(), backend.port.to_host()),
             id,
             generation: backend.generation() / BackendState::GENERATION_STEP,
-            local: has(BackendState::LOCAL),
-            host: has(BackendState::HOST),
-            in_cluster: has(BackendState::IN_CLUSTER),
-            in_local: has(BackendState::IN_LOCAL),
-            usable: has(BackendState::USABLE),
+            local: has(BackendFlags::LOCAL),
+            host: has(BackendFlags::HOST),
+            in_cluster: has(BackendFlags::IN_CLUSTER),
+            in_local: has(BackendFlags::IN_LOCAL),
+            usable: has(BackendFlags::USABLE),
         }
     }
     fn place(&self) -> &'static str {
@@ -165,9 +165,9 @@ mod tests {
 
     use super::*;
 
-    fn row(flags: u32) -> Row {
+    fn row(flags: BackendFlags) -> Row {
         let addr = std::net::Ipv4Addr::new(10, 0, 0, 9);
-        let state = (3 * BackendState::GENERATION_STEP) | flags;
+        let state = BackendState::new(3 * BackendState::GENERATION_STEP, flags);
         Row::new(
             4,
             &Backend::<V4>::new(addr.into(), Be16::from_host(8080), 0, state, 7),
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_row_splits_generation_and_flags() {
-        let row = row(BackendState::LOCAL | BackendState::USABLE | BackendState::IN_CLUSTER);
+        let row = row(BackendFlags::LOCAL | BackendFlags::USABLE | BackendFlags::IN_CLUSTER);
         assert_eq!(
             (row.backend.to_string().as_str(), row.generation, row.family),
             ("10.0.0.9:8080", 3, "IPv4")
@@ -190,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_backend_out_of_its_lists_drains_while_it_is_usable() {
-        assert_eq!(row(BackendState::USABLE).state(), "drains");
-        assert_eq!((row(0).state(), row(0).place()), ("gone", "remote"));
+        assert_eq!(row(BackendFlags::USABLE).state(), "drains");
+        let gone = row(BackendFlags::NONE);
+        assert_eq!((gone.state(), gone.place()), ("gone", "remote"));
     }
 }

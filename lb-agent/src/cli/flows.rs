@@ -114,12 +114,13 @@ fn next_hop<F: Family>(flow: &Flow<F>) -> Option<NextHop> {
 }
 
 fn state<F: Family>(flow: &Flow<F>, reply: Option<&Flow<F>>) -> &'static str {
-    let flags = flow.flags | reply.map_or(0, |reply| reply.flags & FlowFlags::CLOSING);
-    if flags & FlowFlags::DIRECT != 0 {
+    let flags =
+        flow.flags | reply.map_or(FlowFlags::NONE, |reply| reply.flags & FlowFlags::CLOSING);
+    if flags.contains(FlowFlags::DIRECT) {
         "direct"
-    } else if flags & FlowFlags::CLOSING != 0 {
+    } else if flags.intersects(FlowFlags::CLOSING) {
         "closing"
-    } else if flags & FlowFlags::CONFIRMED != 0 {
+    } else if flags.contains(FlowFlags::CONFIRMED) {
         "established"
     } else {
         "opening"
@@ -137,7 +138,7 @@ fn row<F: Family>(
 where
     F::Addr: Shown,
 {
-    if flow.flags & (FlowFlags::REPLY | FlowFlags::EGRESS) != 0 {
+    if flow.flags.intersects(FlowFlags::REPLY | FlowFlags::EGRESS) {
         return None;
     }
     let reply = all.get(&flow.partner_key(key));
@@ -311,7 +312,11 @@ mod tests {
     /// A client's flow through a frontend to a backend, source-translated, as XDP carries it.
     fn snat_flow(confirmed: bool) -> Entries<V4> {
         let (client, vip, node, backend) = (addr(1), addr(2), addr(3), addr(4));
-        let confirmed = if confirmed { FlowFlags::CONFIRMED } else { 0 };
+        let confirmed = if confirmed {
+            FlowFlags::CONFIRMED
+        } else {
+            FlowFlags::NONE
+        };
         let original = Flow {
             to: Translation {
                 saddr: node,

@@ -72,7 +72,7 @@ impl Row {
             mac: (!interface.mac.is_zero()).then(|| octets.join(":")),
             source_v4: (!v4.is_unspecified()).then(|| v4.to_string()),
             source_v6: (!v6.is_unspecified()).then(|| v6.to_string()),
-            xdp_transmit: interface.flags & InterfaceFlags::XDP_TRANSMIT != 0,
+            xdp_transmit: interface.flags.contains(InterfaceFlags::XDP_TRANSMIT),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{
     Family,
-    abi::{Backend, BackendState, FrontendKind, Service, ServiceFlags, ServiceKey, ServiceStats},
+    abi::{Backend, BackendFlags, FrontendKind, Service, ServiceFlags, ServiceKey, ServiceStats},
 };
 use serde::Serialize;
 
@@ -79,8 +79,9 @@ impl Row {
         F::Addr: Shown,
     {
         let name = names.name(value.id);
-        let local =
-            value.flags & (ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL) != 0;
+        let local = value
+            .flags
+            .intersects(ServiceFlags::INTERNAL_LOCAL | ServiceFlags::EXTERNAL_LOCAL);
         let [cluster_backends, local_backends, node_backends] =
             members.get(&value.id).copied().unwrap_or_default();
         Row {
@@ -187,11 +188,11 @@ where
         let backend = backends.read(id)?;
         if backend.service_id != 0 {
             let [cluster, local, node] = members.entry(backend.service_id).or_default();
-            let has = |flags: u32| backend.state & flags != 0;
-            *cluster += u32::from(has(BackendState::IN_CLUSTER));
-            *local += u32::from(has(BackendState::IN_LOCAL));
+            let has = |flags| backend.state.flags().intersects(flags);
+            *cluster += u32::from(has(BackendFlags::IN_CLUSTER));
+            *local += u32::from(has(BackendFlags::IN_LOCAL));
             *node += u32::from(
-                has(BackendState::LOCAL) && has(BackendState::IN_CLUSTER | BackendState::IN_LOCAL),
+                has(BackendFlags::LOCAL) && has(BackendFlags::IN_CLUSTER | BackendFlags::IN_LOCAL),
             );
         }
     }

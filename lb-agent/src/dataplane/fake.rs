@@ -10,8 +10,8 @@ use std::{
 use lb_common::{
     V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PORT_FILTER_WORDS, PortFilter,
-        Service, ServiceKey, SrcRangeKey, service_check,
+        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PORT_FILTER_WORDS,
+        PortFilter, Service, ServiceKey, SrcRangeKey, service_check,
     },
     family::Family,
     names::maps,
@@ -252,7 +252,7 @@ impl<F: Family> FamilyMaps<F> for FakeFamily<F> {
         self.check();
         Ok(())
     }
-    fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()> {
+    fn write_backend_state(&mut self, id: u32, state: BackendState) -> StoreResult<()> {
         self.note(maps::BACKENDS, Op::WriteState(id))?;
         self.backends[id as usize].state = state;
         Ok(())

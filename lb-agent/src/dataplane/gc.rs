@@ -76,7 +76,7 @@ pub struct Member {
     /// [`Flow::stamp`].
     pub stamp: u32,
     /// [`Flow::flags`].
-    pub flags: u16,
+    pub flags: FlowFlags,
 }
 
 impl<F: Family> From<&Flow<F>> for Member {
@@ -90,14 +90,14 @@ impl<F: Family> From<&Flow<F>> for Member {
 
 /// How long a flow of these entries may idle.
 pub fn timeout(proto: u8, members: &[Member], timeouts: &Timeouts) -> Duration {
-    let any = |flag: u16| members.iter().any(|m| m.flags & flag != 0);
+    let any = |flag| members.iter().any(|m| m.flags.contains(flag));
     let reply_seen = members
         .iter()
-        .any(|m| m.flags & FlowFlags::REPLY != 0 && m.flags & FlowFlags::SEEN != 0);
+        .any(|m| m.flags.contains(FlowFlags::REPLY | FlowFlags::SEEN));
     let has_fin = |reply: bool| {
-        members
-            .iter()
-            .any(|m| m.flags & FlowFlags::FIN != 0 && (m.flags & FlowFlags::REPLY != 0) == reply)
+        members.iter().any(|m| {
+            m.flags.contains(FlowFlags::FIN) && m.flags.contains(FlowFlags::REPLY) == reply
+        })
     };
     match proto {
         proto::TCP if any(FlowFlags::RST) => timeouts.tcp_reset,
@@ -246,7 +246,7 @@ fn collect<F: StoreFamily, S: MapStore>(
 /// belong to. An entry that has seen FIN or RST is worth a look at its partner.
 fn may_be_dead<F: Family>(key: &FlowKey<F>, flow: &Flow<F>, now: Now, timeouts: &Timeouts) -> bool {
     let idle = now.since(flow.stamp);
-    if flow.flags & FlowFlags::CLOSING != 0 {
+    if flow.flags.intersects(FlowFlags::CLOSING) {
         return idle >= timeouts.tcp_reset.min(timeouts.tcp_time_wait);
     }
     let own = Member::from(flow);
@@ -325,7 +325,7 @@ mod tests {
         Now { stamp, hz: HZ }
     }
 
-    fn member(stamp: u32, flags: u16) -> Member {
+    fn member(stamp: u32, flags: FlowFlags) -> Member {
         Member { stamp, flags }
     }
 
@@ -346,7 +346,7 @@ mod tests {
         ports: [u16; 2],
         to: [u8; 2],
         to_ports: [u16; 2],
-        flags: u16,
+        flags: FlowFlags,
         proto: u8,
     ) -> Entry {
         let port = Be16::from_host;
@@ -425,7 +425,7 @@ mod tests {
         );
         let egress = |e: &Entry| {
             let mut flow = e.1;
-            flow.flags = flow.flags & !FlowFlags::SNAT | FlowFlags::EGRESS;
+            flow.flags = flow.flags.without(FlowFlags::SNAT) | FlowFlags::EGRESS;
             (e.1.egress_key(&e.0), flow)
         };
         [original, reply, egress(&original), egress(&reply)]
@@ -468,11 +468,11 @@ mod tests {
                 let members = [member(stamps[0], original), member(stamps[1], other)];
                 assert!(
                     !expired(proto, &members, now(1_000 + secs - 1), &t),
-                    "{proto} {original:#x} {other:#x}"
+                    "{proto} {original:?} {other:?}"
                 );
                 assert!(
                     expired(proto, &members, now(1_000 + secs), &t),
-                    "{proto} {original:#x} {other:#x}"
+                    "{proto} {original:?} {other:?}"
                 );
             }
         }

@@ -86,7 +86,7 @@ pub(crate) fn service_value<F: Family>(
     id: u32,
     tables: &Tables,
 ) -> Service {
-    let mut flags = 0;
+    let mut flags = ServiceFlags::NONE;
     let cluster_ip = kind == FrontendKindOrd::ClusterIp;
     if want.internal_local && cluster_ip {
         flags |= ServiceFlags::INTERNAL_LOCAL;

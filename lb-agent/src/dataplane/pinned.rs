@@ -5,8 +5,8 @@ use std::{io, mem::offset_of, path::Path};
 use lb_common::{
     Family, V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, SELECTION_BLOCK_ROWS,
-        Service, ServiceKey, SrcRangeKey,
+        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PortFilter,
+        SELECTION_BLOCK_ROWS, Service, ServiceKey, SrcRangeKey,
     },
 };
 
@@ -63,10 +63,10 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
     fn write_backend(&mut self, id: u32, backend: &Backend<F>) -> StoreResult<()> {
         Ok(self.backends.write(id, backend)?)
     }
-    fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()> {
+    fn write_backend_state(&mut self, id: u32, state: BackendState) -> StoreResult<()> {
         Ok(self
             .backends
-            .write_word(id, offset_of!(Backend<F>, state) / 4, state)?)
+            .write_word(id, offset_of!(Backend<F>, state) / 4, state.word())?)
     }
     fn backend(&self, id: u32) -> StoreResult<Backend<F>> {
         Ok(self.backends.read(id)?)

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use lb_common::{
     V4, V6,
-    abi::{SelectionList, Service, ServiceKey, SrcRangeKey},
+    abi::{BackendState, SelectionList, Service, ServiceKey, SrcRangeKey},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
 struct Present<F: StoreFamily> {
     services: FrontendMap<F, Service>,
     /// State words of the backends by id.
-    states: Vec<u32>,
+    states: Vec<BackendState>,
     /// Backends in use by service id.
     backends: HashMap<u32, Vec<LeftBackend<F>>>,
     /// Source ranges by service id.
@@ -43,12 +43,12 @@ impl<F: StoreFamily> Present<F> {
         let mut backends = HashMap::<u32, Vec<_>>::new();
         for id in 1..sizes.max_backends {
             let backend = maps.backend(id)?;
-            if backend.state == 0 {
+            if backend.state == BackendState::default() {
                 continue;
             }
-            states.resize(id as usize, 0);
+            states.resize(id as usize, BackendState::default());
             states.push(backend.state);
-            if backend.state & ALIVE != 0 {
+            if backend.state.flags().intersects(ALIVE) {
                 let of_service = backends.entry(backend.service_id).or_default();
                 of_service.push(LeftBackend {
                     addr: backend.addr,

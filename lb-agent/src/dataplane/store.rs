@@ -6,8 +6,8 @@ use std::io;
 use lb_common::{
     V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, Config, Flow, FlowKey, PortFilter, Service, ServiceKey,
-        SrcRangeKey,
+        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PortFilter, Service,
+        ServiceKey, SrcRangeKey,
     },
     family::Family,
 };
@@ -87,7 +87,7 @@ pub trait FamilyMaps<F: Family> {
     /// Writes an element of `backends_*` whole, through the mapping: for an id that nothing refers to.
     fn write_backend(&mut self, id: u32, backend: &Backend<F>) -> StoreResult<()>;
     /// Writes [`Backend::state`] of an element in place, by one aligned 32-bit store.
-    fn write_backend_state(&mut self, id: u32, state: u32) -> StoreResult<()>;
+    fn write_backend_state(&mut self, id: u32, state: BackendState) -> StoreResult<()>;
     /// Reads an element of `backends_*` through the mapping.
     fn backend(&self, id: u32) -> StoreResult<Backend<F>>;
 

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use lb_common::{
     V4,
-    abi::{Affinity, AffinityKey, BackendState, Be16, Service, ServiceFlags, ServiceKey},
+    abi::{
+        Affinity, AffinityKey, BackendFlags, BackendState, Be16, Service, ServiceFlags, ServiceKey,
+    },
 };
 use proptest::prelude::*;
 
@@ -203,7 +205,7 @@ fn gone_endpoint_grows_its_generation_after_the_table_is_replaced() {
         model::to_ip::<V4>(&dead.addr),
         "10.0.0.1".parse::<IpAddr>().unwrap()
     );
-    assert_eq!(dead.state & !BackendState::GENERATION, 0);
+    assert_eq!(dead.state.flags(), BackendFlags::NONE);
     // Once at once, once after the grace period.
     assert_eq!(dead.generation(), 3 * BackendState::GENERATION_STEP);
 
@@ -211,7 +213,7 @@ fn gone_endpoint_grows_its_generation_after_the_table_is_replaced() {
     dataplane.apply(&[set(&port("a", "10.96.0.1", &["10.0.0.1", "10.0.0.2"]))]);
     let again = dataplane.store().v4.backends[id as usize];
     assert_eq!(again.generation(), 4 * BackendState::GENERATION_STEP);
-    assert_ne!(again.state & BackendState::USABLE, 0);
+    assert!(again.has(BackendFlags::USABLE));
 }
 
 #[test]
@@ -228,7 +230,8 @@ fn endpoint_that_leaves_a_list_but_serves_keeps_its_generation() {
             .v4
             .backends
             .iter()
-            .all(|b| b.state == 0 || b.generation() == BackendState::GENERATION_STEP)
+            .all(|b| b.state == BackendState::default()
+                || b.generation() == BackendState::GENERATION_STEP)
     );
     let service = entry(&dataplane, "10.96.0.1", 80).unwrap();
     assert_eq!(rows(&dataplane, service.cluster), addrs(&["10.0.0.2"]));
@@ -367,7 +370,7 @@ fn endpoint_on_a_local_address_is_of_the_host() {
     dataplane.apply(&[set(&port("a", "10.96.0.1", &["10.0.0.1", "10.0.0.2"]))]);
     let report = dataplane.set_local_addresses(&addrs(&["10.0.0.2"]));
     assert_eq!(report.states_written, 1);
-    let host = |b: &&lb_common::abi::Backend<V4>| b.state & BackendState::HOST != 0;
+    let host = |b: &&lb_common::abi::Backend<V4>| b.has(BackendFlags::HOST);
     let hosts: Vec<_> = dataplane
         .store()
         .v4
@@ -605,7 +608,7 @@ fn picture(store: &FakeStore) -> BTreeMap<(IpAddr, u16, u8), String> {
             ids.iter()
                 .map(|id| {
                     let b = store.v4.backends[*id as usize];
-                    (b.addr, b.port, b.state & !BackendState::GENERATION)
+                    (b.addr, b.port, b.state.flags())
                 })
                 .collect()
         };
@@ -618,7 +621,7 @@ fn picture(store: &FakeStore) -> BTreeMap<(IpAddr, u16, u8), String> {
             .collect();
         ranges.sort_unstable();
         let text = format!(
-            "{} {} {} {:?} {:?} {ranges:?}",
+            "{} {:?} {} {:?} {:?} {ranges:?}",
             s.kind,
             s.flags,
             s.affinity_secs,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use lb_common::abi::{Addr6, Be16, SocketOriginKey, proto};
+use lb_common::abi::{Addr6, Be16, OriginKind, SocketOriginKey, proto};
 
 use super::netlink::{Message, Request, Socket};
 
@@ -100,7 +100,7 @@ impl Connected {
             self.cookie(),
             Addr6 { be: addr },
             port,
-            SocketOriginKey::BACKEND,
+            OriginKind::Backend,
             family,
             proto::UDP,
         )
@@ -180,7 +180,7 @@ mod tests {
                 be: words.map(u32::from_ne_bytes),
             },
             Be16::from_host(8080),
-            SocketOriginKey::BACKEND,
+            OriginKind::Backend,
             family,
             proto::UDP,
         )

@@ -4,6 +4,7 @@
 //! has two more, for the egress side. Key and value of an entry together name its partner, see
 //! [`Flow::partner_key`].
 
+use super::flags::flags;
 use super::{Addr6, Be16, MacAddr, proto};
 use crate::family::{Address, Family};
 
@@ -177,52 +178,54 @@ pub struct Flow<F: Family> {
     pub ifindex: u32,
     /// Next hop's link-layer address, for XDP.
     pub dmac: MacAddr,
-    /// [`FlowFlags`].
-    pub flags: u16,
+    /// What it is, and what was seen of it.
+    pub flags: FlowFlags,
 }
 const _: () = assert!(size_of::<Flow<crate::V4>>() == 40);
 const _: () = assert!(size_of::<Flow<crate::V6>>() == 64);
 
-/// Bits of [`Flow::flags`].
-#[derive(Clone, Copy, Debug)]
-pub struct FlowFlags;
+flags! {
+    /// Bits of [`Flow::flags`].
+    FlowFlags: u16 {
+        /// Entry of the reply direction.
+        REPLY = 1 << 0,
+        /// Source is translated, too: an entry at an ingress side that XDP applies whole and tc by halves.
+        SNAT = 1 << 1,
+        /// The egress entry of such a flow (either direction).
+        EGRESS = 1 << 2,
+        /// A pod through a VIP to itself: both halves at ingress, sent back to the same interface.
+        HAIRPIN = 1 << 3,
+        /// A packet of this direction was seen.
+        SEEN = 1 << 4,
+        /// This direction has sent FIN.
+        FIN = 1 << 5,
+        /// This direction has sent RST.
+        RST = 1 << 6,
+        /// The flow is confirmed (entry of `flows_*`).
+        CONFIRMED = 1 << 7,
+        /// Egress entries exist.
+        HAS_EGRESS = 1 << 8,
+        /// The reply entry is keyed at [`Side::PodIn`] (original entries of SNAT flows; else the partner's
+        /// side follows from the entry's own).
+        REPLY_AT_POD = 1 << 9,
+        /// The original entry is keyed at [`Side::PodIn`] (reply entries).
+        ORIGINAL_AT_POD = 1 << 10,
+        /// A connection that is no Service's, made a flow because its tuple was taken (docs/decisions.md, "A direct
+        /// connection with a taken tuple is a flow").
+        DIRECT = 1 << 11,
+    }
+}
 
 impl FlowFlags {
-    /// Entry of the reply direction.
-    pub const REPLY: u16 = 1 << 0;
-    /// Source is translated, too: an entry at an ingress side that XDP applies whole and tc by halves.
-    pub const SNAT: u16 = 1 << 1;
-    /// The egress entry of such a flow (either direction).
-    pub const EGRESS: u16 = 1 << 2;
-    /// A pod through a VIP to itself: both halves at ingress, sent back to the same interface.
-    pub const HAIRPIN: u16 = 1 << 3;
-    /// A packet of this direction was seen.
-    pub const SEEN: u16 = 1 << 4;
-    /// This direction has sent FIN.
-    pub const FIN: u16 = 1 << 5;
-    /// This direction has sent RST.
-    pub const RST: u16 = 1 << 6;
-    /// The flow is confirmed (entry of `flows_*`).
-    pub const CONFIRMED: u16 = 1 << 7;
-    /// Egress entries exist.
-    pub const HAS_EGRESS: u16 = 1 << 8;
-    /// The reply entry is keyed at [`Side::PodIn`] (original entries of SNAT flows; else the partner's
-    /// side follows from the entry's own).
-    pub const REPLY_AT_POD: u16 = 1 << 9;
-    /// The original entry is keyed at [`Side::PodIn`] (reply entries).
-    pub const ORIGINAL_AT_POD: u16 = 1 << 10;
-    /// A connection that is no Service's, made a flow because its tuple was taken (docs/decisions.md, "A direct
-    /// connection with a taken tuple is a flow").
-    pub const DIRECT: u16 = 1 << 11;
     /// This direction has sent FIN or RST.
-    pub const CLOSING: u16 = Self::FIN | Self::RST;
+    pub const CLOSING: FlowFlags = FlowFlags::FIN.union(FlowFlags::RST);
 }
 
 impl<F: Family> Flow<F> {
     /// Whether all of `flags` are set.
     #[inline(always)]
-    pub const fn has(&self, flags: u16) -> bool {
-        self.flags & flags == flags
+    pub const fn has(&self, flags: FlowFlags) -> bool {
+        self.flags.contains(flags)
     }
     /// Key of the entry of the other direction: original ↔ reply.
     ///
@@ -238,7 +241,10 @@ impl<F: Family> Flow<F> {
             } else {
                 Side::ExternalIn
             }
-        } else if self.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN | FlowFlags::EGRESS) != 0 {
+        } else if self
+            .flags
+            .intersects(FlowFlags::SNAT | FlowFlags::HAIRPIN | FlowFlags::EGRESS)
+        {
             if self.has(FlowFlags::REPLY_AT_POD) {
                 Side::PodIn
             } else {

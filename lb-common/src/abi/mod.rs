@@ -1,6 +1,6 @@
 //! The layout of every map key and value, without logic.
 //!
-//! Layout rules: `#[repr(C)]`, only integers, arrays and the `be` newtypes inside, every gap a named
+//! Layout rules: `#[repr(C)]`, only integers, arrays and transparent types over them inside, every gap a named
 //! private `_pad` that is 0 (the kernel compares keys byte by byte), sizes asserted beside each type.
 //! A bare integer is in host byte order; network byte order is a [`Be16`], [`Be32`] or an address.
 
@@ -10,6 +10,7 @@ mod backend;
 mod be;
 mod drop;
 mod event;
+pub(crate) mod flags;
 mod flow;
 mod fragment;
 mod node;
@@ -18,7 +19,7 @@ mod socket;
 
 pub use addr::{Addr4, Addr6, MacAddr};
 pub use affinity::{Affinity, AffinityKey, SrcRangeKey};
-pub use backend::{Backend, BackendState, SELECTION_BLOCK_ROWS, SelectionBlock};
+pub use backend::{Backend, BackendFlags, BackendState, SELECTION_BLOCK_ROWS, SelectionBlock};
 pub use be::{Be16, Be32};
 pub use drop::{Counter, DropReason, PacketCount};
 pub use event::{Event, EventKind};
@@ -31,7 +32,7 @@ pub use node::{
 pub use service::{
     FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check,
 };
-pub use socket::{SocketOrigin, SocketOriginKey};
+pub use socket::{OriginKind, SocketOrigin, SocketOriginKey};
 
 /// IANA protocol numbers that Services use.
 pub mod proto {

@@ -1,5 +1,6 @@
 //! This node: interfaces, addresses, configuration, clock. Written by the agent, read by programs.
 
+use super::flags::flags;
 use super::{Addr4, Addr6, MacAddr};
 use crate::family::Family;
 
@@ -17,8 +18,8 @@ pub struct Interface {
     pub mac: MacAddr,
     /// [`InterfaceRole`] as a number.
     pub role: u8,
-    /// [`InterfaceFlags`].
-    pub flags: u8,
+    /// What may be done by it.
+    pub flags: InterfaceFlags,
 }
 const _: () = assert!(size_of::<Interface>() == 32);
 
@@ -32,15 +33,14 @@ pub enum InterfaceRole {
     Pod = 2,
 }
 
-/// Bits of [`Interface::flags`].
-#[derive(Clone, Copy, Debug)]
-pub struct InterfaceFlags;
-
-impl InterfaceFlags {
-    /// XDP may transmit by this interface.
-    pub const XDP_TRANSMIT: u8 = 1 << 0;
-    /// No link-layer header: the packet starts with IP.
-    pub const L3: u8 = 1 << 1;
+flags! {
+    /// Bits of [`Interface::flags`].
+    InterfaceFlags: u8 {
+        /// XDP may transmit by this interface.
+        XDP_TRANSMIT = 1 << 0,
+        /// No link-layer header: the packet starts with IP.
+        L3 = 1 << 1,
+    }
 }
 
 /// An interface that XDP transmits by. Element of `xdp_devices` (array), at `ifindex % 256`.
@@ -101,8 +101,8 @@ pub struct Config {
     pub snat_port_min: u16,
     /// Last port for source translation, host byte order.
     pub snat_port_max: u16,
-    /// [`ModeFlags`].
-    pub modes: u32,
+    /// What the agent's flags ask for.
+    pub modes: ModeFlags,
     /// The agent's network namespace cookie; socket hooks act only on sockets in it unless
     /// [`ModeFlags::SOCKET_ALL`].
     pub netns_cookie: u64,
@@ -113,22 +113,21 @@ pub struct Config {
 }
 const _: () = assert!(size_of::<Config>() == 88);
 
-/// Bits of [`Config::modes`].
-#[derive(Clone, Copy, Debug)]
-pub struct ModeFlags;
-
-impl ModeFlags {
-    /// `--masquerade kube-proxy`: semantics 9.2 to the letter.
-    pub const MASQUERADE_KUBE_PROXY: u32 = 1 << 0;
-    /// `--masquerade-all`: every flow to a Service is source-translated, but for external frontends under policy Local.
-    pub const MASQUERADE_ALL: u32 = 1 << 1;
-    /// `--socket-lb all`: sockets of every namespace are translated.
-    pub const SOCKET_ALL: u32 = 1 << 2;
-    /// Debug events (new flows) go to the ring buffer.
-    pub const DEBUG_EVENTS: u32 = 1 << 3;
+flags! {
+    /// Bits of [`Config::modes`].
+    ModeFlags: u32 {
+        /// `--masquerade kube-proxy`: semantics 9.2 to the letter.
+        MASQUERADE_KUBE_PROXY = 1 << 0,
+        /// `--masquerade-all`: every flow to a Service is source-translated, but for external frontends under policy Local.
+        MASQUERADE_ALL = 1 << 1,
+        /// `--socket-lb all`: sockets of every namespace are translated.
+        SOCKET_ALL = 1 << 2,
+        /// Debug events (new flows) go to the ring buffer.
+        DEBUG_EVENTS = 1 << 3,
+    }
 }
 
-/// An address of this node. Key of `node_addrs_*` (hash; value: [`NodeAddrFlags`] as `u32`).
+/// An address of this node. Key of `node_addrs_*` (hash; value: [`NodeAddrFlags`]).
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Debug)]
 pub struct NodeAddrKey<F: Family> {
@@ -136,15 +135,14 @@ pub struct NodeAddrKey<F: Family> {
     pub addr: F::Addr,
 }
 
-/// Bits of the value of `node_addrs_*`.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeAddrFlags;
-
-impl NodeAddrFlags {
-    /// NodePorts are accepted on it.
-    pub const NODE_PORT: u32 = 1 << 0;
-    /// The node's primary address of its family.
-    pub const PRIMARY: u32 = 1 << 1;
+flags! {
+    /// Bits of the value of `node_addrs_*`.
+    NodeAddrFlags: u32 {
+        /// NodePorts are accepted on it.
+        NODE_PORT = 1 << 0,
+        /// The node's primary address of its family.
+        PRIMARY = 1 << 1,
+    }
 }
 
 /// Elements of `port_filter`: TCP, UDP, SCTP.

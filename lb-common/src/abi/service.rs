@@ -1,5 +1,6 @@
 //! [`ServiceKey`] → [`Service`]: a frontend and what it promises.
 
+use super::flags::flags;
 use super::{Be16, mix};
 use crate::family::{Address, Family};
 
@@ -64,27 +65,26 @@ pub struct Service {
     /// [`FrontendKind`] as a number.
     pub kind: u8,
     _pad: u8,
-    /// [`ServiceFlags`].
-    pub flags: u16,
+    /// Its policies.
+    pub flags: ServiceFlags,
 }
 const _: () = assert!(size_of::<Service>() == 32);
 
-/// Bits of [`Service::flags`].
-#[derive(Clone, Copy, Debug)]
-pub struct ServiceFlags;
-
-impl ServiceFlags {
-    /// `internalTrafficPolicy: Local` is in force; set on ClusterIP frontends only.
-    pub const INTERNAL_LOCAL: u16 = 1 << 0;
-    /// `externalTrafficPolicy: Local` is in force; set on external frontends only.
-    pub const EXTERNAL_LOCAL: u16 = 1 << 1;
-    /// Some node has a usable endpoint (semantics 6.7): an empty list in force then means drop, else
-    /// reject.
-    pub const HAS_ENDPOINTS: u16 = 1 << 2;
-    /// `loadBalancerSourceRanges` restrict this frontend: look into `src_ranges_*`.
-    pub const SOURCE_RANGES: u16 = 1 << 3;
-    /// No service port: the ClusterIP exists, everything not defined on it is refused (11.1).
-    pub const ADDRESS_ONLY: u16 = 1 << 4;
+flags! {
+    /// Bits of [`Service::flags`].
+    ServiceFlags: u16 {
+        /// `internalTrafficPolicy: Local` is in force; set on ClusterIP frontends only.
+        INTERNAL_LOCAL = 1 << 0,
+        /// `externalTrafficPolicy: Local` is in force; set on external frontends only.
+        EXTERNAL_LOCAL = 1 << 1,
+        /// Some node has a usable endpoint (semantics 6.7): an empty list in force then means drop, else
+        /// reject.
+        HAS_ENDPOINTS = 1 << 2,
+        /// `loadBalancerSourceRanges` restrict this frontend: look into `src_ranges_*`.
+        SOURCE_RANGES = 1 << 3,
+        /// No service port: the ClusterIP exists, everything not defined on it is refused (11.1).
+        ADDRESS_ONLY = 1 << 4,
+    }
 }
 
 /// Which kind of frontend an entry is.
@@ -122,8 +122,8 @@ impl Service {
     }
     /// Whether all of `flags` are set.
     #[inline(always)]
-    pub const fn has(&self, flags: u16) -> bool {
-        self.flags & flags == flags
+    pub const fn has(&self, flags: ServiceFlags) -> bool {
+        self.flags.contains(flags)
     }
     /// Fills in [`Service::check`] for this key.
     #[must_use]
@@ -150,7 +150,7 @@ pub fn service_check<F: Family>(key: &ServiceKey<F>, value: &Service) -> u32 {
     s = mix(s, value.local.offset);
     s = mix(s, value.local.len);
     s = mix(s, value.affinity_secs);
-    s = mix(s, (value.kind as u32) | ((value.flags as u32) << 16));
+    s = mix(s, (value.kind as u32) | ((value.flags.bits() as u32) << 16));
     (s >> 32) as u32
 }
 

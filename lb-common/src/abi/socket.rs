@@ -14,7 +14,7 @@ pub struct SocketOriginKey {
     pub addr: Addr6,
     /// Backend's or dialled port.
     pub port: Be16,
-    /// [`SocketOriginKey::BACKEND`] or [`SocketOriginKey::DIALLED`].
+    /// [`OriginKind`] as a number.
     pub kind: u8,
     /// IP version: 4 or 6.
     pub family: u8,
@@ -24,19 +24,24 @@ pub struct SocketOriginKey {
 }
 const _: () = assert!(size_of::<SocketOriginKey>() == 32);
 
-impl SocketOriginKey {
-    /// The key holds a backend's address, the value what was dialled.
-    pub const BACKEND: u8 = 1;
-    /// The key holds what was dialled, the value the backend.
-    pub const DIALLED: u8 = 2;
+/// What a [`SocketOriginKey`] holds.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OriginKind {
+    /// A backend's address; the value holds what was dialled.
+    Backend = 1,
+    /// What was dialled; the value holds the backend.
+    Dialled = 2,
+}
 
+impl SocketOriginKey {
     /// A key.
     #[inline(always)]
     pub const fn new(
         cookie: u64,
         addr: Addr6,
         port: Be16,
-        kind: u8,
+        kind: OriginKind,
         family: u8,
         proto: u8,
     ) -> Self {
@@ -44,7 +49,7 @@ impl SocketOriginKey {
             cookie,
             addr,
             port,
-            kind,
+            kind: kind as u8,
             family,
             proto,
             _pad: [0; 3],

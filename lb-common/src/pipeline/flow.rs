@@ -13,11 +13,11 @@ use super::select::Choice;
 use super::tables::{FlowEntry, Insert, Tables};
 use super::{hash, verdict::Hook};
 use crate::abi::{
-    Affinity, AffinityKey, Backend, BackendState, Be16, Counter, DropReason, Flow, FlowFlags,
+    Affinity, AffinityKey, Backend, BackendFlags, Be16, Counter, DropReason, Flow, FlowFlags,
     FlowKey, ModeFlags, Scratch, Service, ServiceFlags, ServiceKey, Side, Translation, flow_check,
     proto, service_check,
 };
-use crate::wire::{Ports, tcp_flags};
+use crate::wire::{Ports, TcpFlags};
 
 /// Where a flow stands, its entry read into the scratch.
 #[derive(Clone, Copy)]
@@ -64,15 +64,15 @@ pub fn fetch<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Optio
 
 /// Notes a packet in its entry; writes only what changes.
 #[inline(always)]
-pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: u8, stamp: u32) {
+pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: TcpFlags, stamp: u32) {
     let mut flags = FlowFlags::SEEN;
-    if tcp & tcp_flags::FIN != 0 {
+    if tcp.contains(TcpFlags::FIN) {
         flags |= FlowFlags::FIN;
     }
-    if tcp & tcp_flags::RST != 0 {
+    if tcp.contains(TcpFlags::RST) {
         flags |= FlowFlags::RST;
     }
-    if flow.flags & flags != flags {
+    if !flow.has(flags) {
         entry.add_flags(flags);
     }
     if is_due(flow.stamp, stamp) {
@@ -94,7 +94,7 @@ pub fn is_stale<F: Ip, T: Tables<F>>(
         other_key,
         ..
     } = scratch;
-    if flow.flags & (FlowFlags::REPLY | FlowFlags::DIRECT) != 0 {
+    if flow.flags.intersects(FlowFlags::REPLY | FlowFlags::DIRECT) {
         return false;
     }
     let syn = packet.is_syn();
@@ -107,12 +107,12 @@ pub fn is_stale<F: Ip, T: Tables<F>>(
     if !syn {
         return false;
     }
-    if flow.flags & FlowFlags::CLOSING != 0 {
+    if flow.flags.intersects(FlowFlags::CLOSING) {
         return true;
     }
     *other_key = flow.partner_key(key);
     match tables.flow(other_key).or_else(|| tables.opening(other_key)) {
-        Some(reply) => reply.flags() & FlowFlags::CLOSING != 0,
+        Some(reply) => reply.flags().intersects(FlowFlags::CLOSING),
         None => true,
     }
 }
@@ -151,8 +151,8 @@ pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
 /// Whether this entry translates what a backend answers a client outside, or on another node, that kept its address.
 #[inline(always)]
 pub fn is_outside_reply<F: Ip>(flow: &Flow<F>) -> bool {
-    const OTHERS: u16 = FlowFlags::EGRESS | FlowFlags::ORIGINAL_AT_POD | FlowFlags::DIRECT;
-    flow.flags & (FlowFlags::REPLY | OTHERS) == FlowFlags::REPLY
+    let others = FlowFlags::EGRESS | FlowFlags::ORIGINAL_AT_POD | FlowFlags::DIRECT;
+    flow.flags & (FlowFlags::REPLY | others) == FlowFlags::REPLY
 }
 
 /// A backend accepts a connection, and here is the reply entry of one with the same client, port and backend that ended:
@@ -163,7 +163,7 @@ pub fn is_outside_reply<F: Ip>(flow: &Flow<F>) -> bool {
 #[inline(always)]
 pub fn forget_if_over<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, reply: &Flow<F>) -> bool {
     let original_key = reply.partner_key(key);
-    let (mut flags, mut original_flags, mut is_whole) = (reply.flags, 0, false);
+    let (mut flags, mut original_flags, mut is_whole) = (reply.flags, FlowFlags::NONE, false);
     if let Some(entry) = tables
         .flow(&original_key)
         .or_else(|| tables.opening(&original_key))
@@ -179,7 +179,8 @@ pub fn forget_if_over<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, reply: 
             flags |= original_flags;
         }
     }
-    if flags & FlowFlags::RST == 0 && reply.flags & original_flags & FlowFlags::FIN == 0 {
+    let both = reply.flags & original_flags;
+    if !flags.contains(FlowFlags::RST) && !both.contains(FlowFlags::FIN) {
         return false;
     }
     if is_whole {
@@ -268,7 +269,7 @@ pub fn confirm<F: Ip, T: Tables<F>>(
     if confirmed || flow.has(FlowFlags::REPLY) {
         return false;
     }
-    if packet.is_tcp() && packet.tcp_flags & tcp_flags::ACK == 0 {
+    if packet.is_tcp() && !packet.tcp_flags.contains(TcpFlags::ACK) {
         return false;
     }
     *other_key = flow.partner_key(key);
@@ -298,7 +299,7 @@ pub fn confirm<F: Ip, T: Tables<F>>(
         if reply == Insert::Done {
             tables.remove_flow(other_key);
         }
-        flow.flags &= !FlowFlags::CONFIRMED;
+        flow.flags = flow.flags.without(FlowFlags::CONFIRMED);
         tables.count(Counter::FlowsFull);
         return false;
     }
@@ -382,7 +383,7 @@ pub enum Nat {
 /// Decides source translation (semantics 9; docs/decisions.md, "Translate the source only where the reply would miss the node").
 #[inline(always)]
 pub fn nat<F: Ip>(
-    modes: u32,
+    modes: ModeFlags,
     hook: Hook,
     service: &Service,
     client: &F::Addr,
@@ -392,18 +393,18 @@ pub fn nat<F: Ip>(
     if *client == backend.addr && pod {
         return Nat::Hairpin;
     }
-    if backend.state & BackendState::HOST != 0 {
+    if backend.has(BackendFlags::HOST) {
         // The packet ends on this host: its answer passes our egress hook (9.5).
         return Nat::Keep;
     }
-    if !pod && (backend.state & BackendState::LOCAL == 0 || *client == backend.addr) {
+    if !pod && (!backend.has(BackendFlags::LOCAL) || *client == backend.addr) {
         return Nat::Snat;
     }
     let is_kept = !service.is_internal() && service.has(ServiceFlags::EXTERNAL_LOCAL);
-    if modes & ModeFlags::MASQUERADE_ALL != 0 && !is_kept {
+    if modes.contains(ModeFlags::MASQUERADE_ALL) && !is_kept {
         return Nat::Snat;
     }
-    if modes & ModeFlags::MASQUERADE_KUBE_PROXY != 0 {
+    if modes.contains(ModeFlags::MASQUERADE_KUBE_PROXY) {
         let snat = if service.is_internal() {
             !pod
         } else {
@@ -428,7 +429,7 @@ pub struct Source<F: Ip> {
     /// See `ifindex`.
     pub dmac: crate::abi::MacAddr,
     /// Flags to set in the original entry.
-    pub flags: u16,
+    pub flags: FlowFlags,
 }
 
 /// Writes both entries of a new flow of the scratch's key. The scratch then holds the original entry:
@@ -485,7 +486,7 @@ pub fn open<F: Ip, T: Tables<F>>(
         Nat::Snat => {
             flow.flags |= FlowFlags::SNAT;
             reply.flags |= FlowFlags::SNAT;
-            if choice.backend.state & BackendState::LOCAL != 0 {
+            if choice.backend.has(BackendFlags::LOCAL) {
                 flow.flags |= FlowFlags::REPLY_AT_POD;
             }
         }
@@ -540,7 +541,7 @@ fn write_reply<F: Ip, T: Tables<F>>(
 ) -> Result<(), DropReason> {
     let (first, last) = (source.ports.0 as u32, source.ports.1 as u32);
     let span = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
-    let keep = source.nat == Nat::Keep && source.flags & FlowFlags::DIRECT == 0;
+    let keep = source.nat == Nat::Keep && !source.flags.contains(FlowFlags::DIRECT);
     let mut hash = hash::connection::<F>(
         &key.saddr,
         &key.daddr,
@@ -625,7 +626,9 @@ pub fn ensure_egress<F: Ip, T: Tables<F>>(
     *egress = *flow;
     egress.check = flow_check(egress_key);
     egress.stamp = tables.stamp();
-    egress.flags = (flow.flags & !(FlowFlags::SNAT | FlowFlags::HAS_EGRESS | FlowFlags::CLOSING))
+    egress.flags = flow
+        .flags
+        .without(FlowFlags::SNAT | FlowFlags::HAS_EGRESS | FlowFlags::CLOSING)
         | FlowFlags::EGRESS;
     egress.ifindex = 0;
     let mut tries = 0;

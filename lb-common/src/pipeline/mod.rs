@@ -19,9 +19,9 @@ pub mod tables;
 pub mod verdict;
 
 use crate::abi::{
-    Backend, BackendState, Be16, Config, Counter, DropReason, Flow, FlowFlags, FlowKey, Fragment,
-    FragmentKey, InterfaceRole, MacAddr, Scratch, ServiceFlags, ServiceKey, Side, flow_check,
-    port_filter_slot, proto,
+    Backend, BackendFlags, BackendState, Be16, Config, Counter, DropReason, Flow, FlowFlags,
+    FlowKey, Fragment, FragmentKey, InterfaceRole, MacAddr, Scratch, ServiceFlags, ServiceKey,
+    Side, flow_check, port_filter_slot, proto,
 };
 use crate::family::Address;
 use crate::wire::Eth;
@@ -441,7 +441,7 @@ fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
         ports: (config.snat_port_min, config.snat_port_max),
         ifindex: 0,
         dmac: MacAddr::default(),
-        flags: 0,
+        flags: FlowFlags::NONE,
     };
     let key = &scratch.key;
     let service = if direct {
@@ -468,7 +468,7 @@ fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
         source.flags = FlowFlags::DIRECT;
         let choice = Choice {
             id: 0,
-            backend: Backend::new(key.daddr, key.dport, 0, 0, 0),
+            backend: Backend::new(key.daddr, key.dport, 0, BackendState::default(), 0),
         };
         return Ok(Plan::Open(choice, source));
     };
@@ -495,8 +495,7 @@ fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
     };
     let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
     source.nat = flow::nat::<F>(config.modes, hook, &service, &key.saddr, &choice.backend);
-    if hook.is_xdp() && (source.nat != Nat::Snat || choice.backend.state & BackendState::LOCAL != 0)
-    {
+    if hook.is_xdp() && (source.nat != Nat::Snat || choice.backend.has(BackendFlags::LOCAL)) {
         return Ok(Plan::Step(Step::Pass));
     }
     if source.nat == Nat::Snat {

@@ -3,7 +3,7 @@
 use super::ip::{FragmentPart, Ip, IpHead};
 use super::packet::{Offset, PacketBuf};
 use crate::abi::{Be16, FlowKey, Side, proto};
-use crate::wire::{Ports, Tcp};
+use crate::wire::{Ports, Tcp, TcpFlags};
 
 /// A TCP or UDP packet, or a part of one.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,8 @@ pub struct Parsed<F: Ip> {
     pub sport: Be16,
     /// Destination port; 0 in a later fragment until it is known.
     pub dport: Be16,
-    /// Control bits of a TCP segment, else 0.
-    pub tcp_flags: u8,
+    /// Control bits of a TCP segment, else none.
+    pub tcp_flags: TcpFlags,
 }
 
 /// What the fast path makes of a packet.
@@ -51,13 +51,12 @@ impl<F: Ip> Parsed<F> {
     /// Whether this opens a TCP connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        self.is_tcp() && crate::wire::tcp_flags::is_pure_syn(self.tcp_flags)
+        self.is_tcp() && self.tcp_flags.is_pure_syn()
     }
     /// Whether this accepts a TCP connection.
     #[inline(always)]
     pub fn is_syn_ack(&self) -> bool {
-        const SYN_ACK: u8 = crate::wire::tcp_flags::SYN | crate::wire::tcp_flags::ACK;
-        self.is_tcp() && self.tcp_flags & SYN_ACK == SYN_ACK
+        self.is_tcp() && self.tcp_flags.contains(TcpFlags::SYN | TcpFlags::ACK)
     }
 }
 
@@ -91,7 +90,7 @@ pub fn any<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Option<Parsed<F>> {
             l3,
             sport: none,
             dport: none,
-            tcp_flags: 0,
+            tcp_flags: TcpFlags::NONE,
         });
     }
     transport(packet, l3, ip)
@@ -115,7 +114,7 @@ fn transport<F: Ip, P: PacketBuf>(packet: &P, l3: Offset, ip: IpHead<F>) -> Opti
         l3,
         sport: ports.sport(),
         dport: ports.dport(),
-        tcp_flags: 0,
+        tcp_flags: TcpFlags::NONE,
     })
 }
 

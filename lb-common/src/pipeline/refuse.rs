@@ -15,7 +15,7 @@ use super::verdict::{Outcome, Step};
 use crate::abi::{Be16, Be32, Counter, DropReason, proto};
 use crate::family::Address;
 use crate::wire::checksum::fold;
-use crate::wire::{Eth, Icmp, Ports, Tcp, Udp, W16, W32, icmp4, icmp6, tcp_flags};
+use crate::wire::{Eth, Icmp, Ports, Tcp, TcpFlags, Udp, W16, W32, icmp4, icmp6};
 
 /// Bytes of TCP, UDP and ICMP headers.
 const TCP_LEN: u8 = 20;
@@ -54,7 +54,7 @@ pub fn refuse<F: Ip, P: PacketBuf, T: Tables<F>>(
 /// none to a RST.
 #[inline(always)]
 fn may_answer<F: Ip, P: PacketBuf>(packet: &P, parsed: &Parsed<F>) -> bool {
-    if parsed.ip.fragment == FragmentPart::Later || parsed.tcp_flags & tcp_flags::RST != 0 {
+    if parsed.ip.fragment == FragmentPart::Later || parsed.tcp_flags.contains(TcpFlags::RST) {
         return false;
     }
     if !F::is_unicast(&parsed.ip.saddr) {
@@ -99,13 +99,13 @@ fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> 
     tcp.window.set(zero);
     tcp.urgent.set(zero);
     tcp.check.set(zero);
-    if flags & tcp_flags::ACK != 0 {
+    if flags.contains(TcpFlags::ACK) {
         tcp.seq.set(ack);
         tcp.ack.set(Be32 { be: 0 });
-        tcp.flags = tcp_flags::RST;
+        tcp.flags = TcpFlags::RST;
     } else {
-        let syn = u32::from(flags & tcp_flags::SYN != 0);
-        let fin = u32::from(flags & tcp_flags::FIN != 0);
+        let syn = u32::from(flags.contains(TcpFlags::SYN));
+        let fin = u32::from(flags.contains(TcpFlags::FIN));
         let payload = parsed
             .ip
             .ip_len
@@ -118,7 +118,7 @@ fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> 
             .wrapping_add(fin);
         tcp.seq.set(Be32 { be: 0 });
         tcp.ack.set(Be32::from_host(end));
-        tcp.flags = tcp_flags::RST | tcp_flags::ACK;
+        tcp.flags = TcpFlags::RST | TcpFlags::ACK;
     }
     let seed = pseudo_sum(parsed, proto::TCP, TCP_LEN.into());
     let check = if partial {

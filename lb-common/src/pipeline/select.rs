@@ -4,7 +4,7 @@ use super::hash;
 use super::ip::Ip;
 use super::tables::Tables;
 use crate::abi::{
-    Affinity, AffinityKey, Backend, BackendState, Be16, Counter, SelectionList, Service,
+    Affinity, AffinityKey, Backend, BackendFlags, Be16, Counter, SelectionList, Service,
     ServiceFlags, proto,
 };
 use crate::family::Family;
@@ -31,8 +31,8 @@ pub struct Dial<F: Family> {
 pub struct List {
     /// Its rows.
     pub rows: SelectionList,
-    /// The flag of [`BackendState`] that its members carry.
-    pub member: u32,
+    /// The flag that its members carry.
+    pub member: BackendFlags,
 }
 
 /// A backend that was chosen.
@@ -55,12 +55,12 @@ pub fn list(service: &Service, inside: bool) -> List {
     if local {
         List {
             rows: service.local,
-            member: BackendState::IN_LOCAL,
+            member: BackendFlags::IN_LOCAL,
         }
     } else {
         List {
             rows: service.cluster,
-            member: BackendState::IN_CLUSTER,
+            member: BackendFlags::IN_CLUSTER,
         }
     }
 }
@@ -115,7 +115,7 @@ pub fn backend<F: Ip, T: Tables<F>>(
         && let Some(backend) = tables.backend(kept.backend)
         && backend.service_id == service.id
         && backend.generation() == kept.generation
-        && backend.state & list.member != 0
+        && backend.state.flags().intersects(list.member)
     {
         tables.count(Counter::AffinityHit);
         chosen = Some(Choice {

@@ -8,7 +8,7 @@ use super::ip::Ip;
 use super::select::{self, Choice, Dial};
 use super::{flow, tables::Tables};
 use crate::abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Be16, Counter, DropReason, ModeFlags, Service,
+    Addr4, Addr6, Affinity, AffinityKey, Be16, Counter, DropReason, ModeFlags, OriginKind, Service,
     ServiceFlags, ServiceKey, SocketOrigin, SocketOriginKey, proto,
 };
 use crate::family::{Address, Family, V4, V6};
@@ -115,7 +115,7 @@ where
         return Ok(SocketVerdict::Pass);
     }
     let cookie = call.cookie();
-    let dialled = key::<F>(cookie, &daddr, dport, SocketOriginKey::DIALLED, proto::UDP);
+    let dialled = key::<F>(cookie, &daddr, dport, OriginKind::Dialled, proto::UDP);
     // Whoever has an entry passed the check of its namespace when the entry was made.
     if let Some(kept) = tables.origin(&dialled)
         && let Some(backend) = tables.backend(kept.backend)
@@ -161,7 +161,7 @@ where
         call.cookie(),
         &call.addr(),
         call.port(),
-        SocketOriginKey::BACKEND,
+        OriginKind::Backend,
         proto,
     );
     if let Some(origin) = tables.origin(&key) {
@@ -247,7 +247,7 @@ where
     if !home {
         // A pod's loopback is its own, and its UDP stays with the packet hooks, which follow a change
         // of endpoints.
-        let ours = config.modes & ModeFlags::SOCKET_ALL != 0 && proto == proto::TCP;
+        let ours = config.modes.contains(ModeFlags::SOCKET_ALL) && proto == proto::TCP;
         if !ours || is_loopback::<F>(&daddr) {
             return Ok(Chosen::Verdict(SocketVerdict::Pass));
         }
@@ -349,14 +349,20 @@ fn remember<F: Ip, T: SocketTables>(
         cookie,
         &backend.addr,
         backend.port,
-        SocketOriginKey::BACKEND,
+        OriginKind::Backend,
         proto,
     );
     tables.set_origin(&key, &origin(choice, daddr, dport));
 }
 
 #[inline(always)]
-fn key<F: Family>(cookie: u64, addr: &F::Addr, port: Be16, kind: u8, proto: u8) -> SocketOriginKey {
+fn key<F: Family>(
+    cookie: u64,
+    addr: &F::Addr,
+    port: Be16,
+    kind: OriginKind,
+    proto: u8,
+) -> SocketOriginKey {
     let family = if F::IS_V6 { 6 } else { 4 };
     SocketOriginKey::new(cookie, wide(addr), port, kind, family, proto)
 }

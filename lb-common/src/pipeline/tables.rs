@@ -3,8 +3,8 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Config, Counter, Event, Flow, FlowKey, Fragment, FragmentKey,
-    Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+    Affinity, AffinityKey, Backend, Config, Counter, Event, Flow, FlowFlags, FlowKey, Fragment,
+    FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
 };
 use crate::family::Family;
 
@@ -26,11 +26,11 @@ pub trait FlowEntry<F: Family> {
     /// A copy of the entry. Compare [`Flow::check`] before believing it.
     fn read(&self) -> Flow<F>;
     /// Its flags alone.
-    fn flags(&self) -> u16;
+    fn flags(&self) -> FlowFlags;
     /// Its time of use alone.
     fn stamp(&self) -> u32;
     /// Sets flags, none is taken away.
-    fn add_flags(&self, flags: u16);
+    fn add_flags(&self, flags: FlowFlags);
     /// Notes the time of use.
     fn set_stamp(&self, stamp: u32);
     /// Notes the next hop for XDP.

@@ -16,7 +16,7 @@ pub use eth::{Eth, ethertype};
 pub use icmp::{Icmp, NdOption, icmp4, icmp6};
 pub use ipv4::Ipv4;
 pub use ipv6::{Ipv6, Ipv6Ext, Ipv6Fragment, next_header};
-pub use transport::{Ports, Tcp, Udp, tcp_flags};
+pub use transport::{Ports, Tcp, TcpFlags, Udp};
 
 use crate::abi::{Be16, Be32};
 

@@ -1,6 +1,7 @@
 //! TCP (RFC 9293), UDP (RFC 768), and the ports that they and SCTP begin with.
 
 use super::{W16, W32};
+use crate::abi::flags::flags;
 use crate::abi::{Be16, Be32};
 
 /// Source and destination port: the first four bytes of TCP, UDP and SCTP, moved as one word.
@@ -94,8 +95,8 @@ pub struct Tcp {
     pub ack: W32,
     /// Header length in 32-bit words in the upper four bits.
     pub data_offset: u8,
-    /// [`tcp_flags`].
-    pub flags: u8,
+    /// Control bits.
+    pub flags: TcpFlags,
     /// Window.
     pub window: W16,
     /// Checksum.
@@ -104,21 +105,35 @@ pub struct Tcp {
     pub urgent: W16,
 }
 
-/// Control bits of TCP.
-pub mod tcp_flags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset.
-    pub const RST: u8 = 0x04;
-    /// The acknowledgement number counts.
-    pub const ACK: u8 = 0x10;
+flags! {
+    /// Control bits of TCP.
+    #[cfg_attr(
+        not(target_arch = "bpf"),
+        derive(
+            zerocopy::FromBytes,
+            zerocopy::IntoBytes,
+            zerocopy::KnownLayout,
+            zerocopy::Immutable,
+            zerocopy::Unaligned
+        )
+    )]
+    TcpFlags: u8 {
+        /// No more data from the sender.
+        FIN = 0x01,
+        /// Synchronise sequence numbers.
+        SYN = 0x02,
+        /// Reset.
+        RST = 0x04,
+        /// The acknowledgement number counts.
+        ACK = 0x10,
+    }
+}
 
+impl TcpFlags {
     /// Whether the segment opens a connection: SYN alone.
     #[inline(always)]
-    pub const fn is_pure_syn(flags: u8) -> bool {
-        flags & (SYN | ACK | RST | FIN) == SYN
+    pub fn is_pure_syn(self) -> bool {
+        self & (TcpFlags::SYN | TcpFlags::ACK | TcpFlags::RST | TcpFlags::FIN) == TcpFlags::SYN
     }
 }
 

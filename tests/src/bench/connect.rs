@@ -22,9 +22,9 @@ use lb_agent::bpf::features::Features;
 use lb_common::{
     V4,
     abi::{
-        Backend, BackendState, Be16, Config, Counter, FrontendKind, PORT_FILTER_WORDS, PortFilter,
-        SELECTION_BLOCK_ROWS, SelectionList, Service, ServiceFlags, ServiceKey, port_filter_slot,
-        proto,
+        Backend, BackendFlags, BackendState, Be16, Config, Counter, FrontendKind,
+        PORT_FILTER_WORDS, PortFilter, SELECTION_BLOCK_ROWS, SelectionList, Service, ServiceFlags,
+        ServiceKey, port_filter_slot, proto,
     },
     names,
 };
@@ -290,7 +290,10 @@ fn fill(programs: &mut Programs, services: u32, server: SocketAddr) -> Result<()
             ..Config::default()
         },
     )?;
-    let state = BackendState::GENERATION_STEP | BackendState::USABLE | BackendState::IN_CLUSTER;
+    let state = BackendState::new(
+        BackendState::GENERATION_STEP,
+        BackendFlags::USABLE | BackendFlags::IN_CLUSTER,
+    );
     for id in 1..=BACKENDS {
         let port = Be16::from_host(server.port());
         programs.set(

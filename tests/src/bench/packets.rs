@@ -20,9 +20,10 @@ use lb_agent::bpf::features::Features;
 use lb_common::{
     Family, V4, V6,
     abi::{
-        Addr4, Addr6, Backend, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, FrontendKind,
-        Interface, MacAddr, PortFilter, SELECTION_BLOCK_ROWS, SelectionList, Service, ServiceFlags,
-        ServiceKey, Side, Translation, XdpDevice, flow_check, proto,
+        Addr4, Addr6, Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey,
+        FrontendKind, Interface, InterfaceFlags, MacAddr, PortFilter, SELECTION_BLOCK_ROWS,
+        SelectionList, Service, ServiceFlags, ServiceKey, Side, Translation, XdpDevice, flow_check,
+        proto,
     },
     names,
 };
@@ -534,7 +535,7 @@ impl World {
                 mtu: 1500,
                 mac,
                 role: 1,
-                flags: 1,
+                flags: InterfaceFlags::XDP_TRANSMIT,
             },
         )?;
         let mut filter = PortFilter { words: [0; 2048] };
@@ -566,7 +567,8 @@ where
     ServiceKey<F>: crate::prog_run::Layout,
 {
     let generation = BackendState::GENERATION_STEP;
-    let flags = BackendState::IN_CLUSTER | BackendState::USABLE;
+    let flags = BackendFlags::IN_CLUSTER | BackendFlags::USABLE;
+    let state = BackendState::new(generation, flags);
     let backend = F::addr(ip::<F>(BACKEND));
     let node = F::addr(ip::<F>(NODE));
     let cluster_ip = F::addr(ip::<F>(CLUSTER_IP));
@@ -574,19 +576,19 @@ where
     programs.set(
         names::maps::BACKENDS[F::INDEX],
         1,
-        Backend::<F>::new(backend, port, 0, generation | flags, SERVICE_ID),
+        Backend::<F>::new(backend, port, 0, state, SERVICE_ID),
     )?;
     programs.set(
         names::maps::BACKENDS[F::INDEX],
         2,
-        Backend::<F>::new(backend, port, 0, generation | flags, SAME_PORT_ID),
+        Backend::<F>::new(backend, port, 0, state, SAME_PORT_ID),
     )?;
     for (id, number) in (FIRST_NEW_BACKEND..).zip(0..NEW_BACKENDS) {
         let port = Be16::from_host(TARGET_PORT + number);
         programs.set(
             names::maps::BACKENDS[F::INDEX],
             id,
-            Backend::<F>::new(backend, port, 0, generation | flags, NEW_ID),
+            Backend::<F>::new(backend, port, 0, state, NEW_ID),
         )?;
     }
     let service = |id: u32, kind: FrontendKind| {
@@ -641,7 +643,7 @@ where
         let client = F::addr(client);
         let client_port = Be16::from_host(client_port);
         let xdp = Be16::from_host(snat_port(number));
-        let mut entry = |key: FlowKey<F>, to: Translation<F>, id: u32, flags: u16| {
+        let mut entry = |key: FlowKey<F>, to: Translation<F>, id: u32, flags: FlowFlags| {
             let flow = Flow::<F> {
                 check: flow_check(&key),
                 to,
@@ -698,7 +700,7 @@ where
                     dport: port,
                 },
                 id,
-                0,
+                FlowFlags::NONE,
             )?;
             // The reply of the port that is kept comes from a port of its own, or its key would be that
             // of the port that changes.

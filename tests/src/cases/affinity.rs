@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{BackendState, Counter, FrontendKind, ServiceFlags};
+use lb_common::abi::{BackendFlags, Counter, FrontendKind, ServiceFlags};
 
 use super::{At, BackendAt, CaseNode, DataplaneOf, Net, at, first, local, packet, remote};
 use crate::packet::TCP;
@@ -98,7 +98,7 @@ fn client_with_affinity_stays_within_the_list_in_force<F: Net, D: DataplaneOf<F>
     node.counted(Counter::AffinityHit, 1);
     // Semantics 13.6: a terminating one that was used for want of others leaves the list, and serves on.
     let leaving = BackendAt {
-        state: BackendState::LOCAL | BackendState::IN_LOCAL,
+        flags: BackendFlags::LOCAL | BackendFlags::IN_LOCAL,
         ..here
     };
     node.put_backend(placed.ids[1], leaving, placed.service.id, 0);

@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
-    Backend, BackendState, Be16, Config, Counter, DropReason, FrontendKind, Interface,
-    InterfaceRole, MacAddr, SelectionList, Service, ServiceFlags, ServiceKey, XdpDevice,
+    Backend, BackendFlags, BackendState, Be16, Config, Counter, DropReason, FrontendKind,
+    Interface, InterfaceRole, MacAddr, ModeFlags, SelectionList, Service, ServiceFlags, ServiceKey,
+    XdpDevice,
 };
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{V4, V6};
@@ -19,15 +20,15 @@ use crate::packet::{PacketBuilder, Parsed};
 pub struct BackendAt {
     /// Address and port.
     pub addr: SocketAddr,
-    /// [`BackendState`] flags.
-    pub state: u32,
+    /// What is known of it.
+    pub flags: BackendFlags,
 }
 
 /// On this node.
 pub fn local(ip: IpAddr, port: u16) -> BackendAt {
     BackendAt {
         addr: at(ip, port),
-        state: BackendState::LOCAL | BackendState::IN_LOCAL | BackendState::IN_CLUSTER,
+        flags: BackendFlags::LOCAL | BackendFlags::IN_LOCAL | BackendFlags::IN_CLUSTER,
     }
 }
 
@@ -35,7 +36,7 @@ pub fn local(ip: IpAddr, port: u16) -> BackendAt {
 pub fn remote(ip: IpAddr, port: u16) -> BackendAt {
     BackendAt {
         addr: at(ip, port),
-        state: BackendState::IN_CLUSTER,
+        flags: BackendFlags::IN_CLUSTER,
     }
 }
 
@@ -111,7 +112,7 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
     }
 
     /// Changes the modes.
-    pub fn modes(&mut self, modes: u32) {
+    pub fn modes(&mut self, modes: ModeFlags) {
         self.config.modes = modes;
         self.dataplane.put_config(self.config);
     }
@@ -133,7 +134,7 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
             let id_of_backend = self.next_id;
             self.next_id += 1;
             ids.push(id_of_backend);
-            if backend.state & BackendState::IN_LOCAL != 0 {
+            if backend.flags.contains(BackendFlags::IN_LOCAL) {
                 local.push(id_of_backend);
             }
             self.put_backend(id_of_backend, *backend, id, 0);
@@ -175,8 +176,10 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
 
     /// Writes a backend under an id; `generation` counts its meanings.
     pub fn put_backend(&mut self, id: u32, backend: BackendAt, service_id: u32, generation: u32) {
-        let state =
-            backend.state | BackendState::USABLE | (generation * BackendState::GENERATION_STEP);
+        let state = BackendState::new(
+            generation * BackendState::GENERATION_STEP,
+            backend.flags | BackendFlags::USABLE,
+        );
         let (addr, port) = (backend.addr.ip(), backend.addr.port());
         self.dataplane.put_backend(
             id,
@@ -317,6 +320,6 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
 pub fn emptied(mut service: Service) -> Service {
     service.cluster = SelectionList::default();
     service.local = SelectionList::default();
-    service.flags = 0;
+    service.flags = ServiceFlags::NONE;
     service
 }

@@ -312,7 +312,10 @@ fn client_of_policy_local_under_masquerade_all_is_kept<F: Net, D: DataplaneOf<F>
     node: &mut CaseNode<'_, F, D>,
 ) {
     node.modes(ModeFlags::MASQUERADE_ALL);
-    for (port, flags, is_kept) in [(80, ServiceFlags::EXTERNAL_LOCAL, true), (81, 0, false)] {
+    for (port, flags, is_kept) in [
+        (80, ServiceFlags::EXTERNAL_LOCAL, true),
+        (81, ServiceFlags::NONE, false),
+    ] {
         let (client, front) = (at(node.h.client, 40_000 + port), at(node.h.external, port));
         node.service_with(
             front,

@@ -6,7 +6,7 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use lb_common::{
-    abi::{Backend, BackendState, Be16},
+    abi::{Backend, BackendFlags, BackendState, Be16},
     names::maps,
 };
 
@@ -30,18 +30,18 @@ pub(crate) struct Backends<F> {
 
 /// State words of `backends_*` as they are, by id.
 #[derive(Debug)]
-struct States(Vec<u32>);
+struct States(Vec<BackendState>);
 
 impl States {
-    fn of(&self, id: u32) -> u32 {
-        self.0.get(id as usize).copied().unwrap_or(0)
+    fn of(&self, id: u32) -> BackendState {
+        self.0.get(id as usize).copied().unwrap_or_default()
     }
 
     /// Notes what is in the map.
-    fn note(&mut self, id: u32, state: u32) {
+    fn note(&mut self, id: u32, state: BackendState) {
         let id = id as usize;
         if self.0.len() <= id {
-            self.0.resize(id + 1, 0);
+            self.0.resize(id + 1, BackendState::default());
         }
         self.0[id] = state;
     }
@@ -50,7 +50,7 @@ impl States {
         &mut self,
         shared: &mut Shared<S>,
         id: u32,
-        state: u32,
+        state: BackendState,
     ) -> StoreResult<()> {
         if self.of(id) != state {
             shared.maps_mut::<F>().write_backend_state(id, state)?;
@@ -65,13 +65,14 @@ impl States {
         shared: &mut Shared<S>,
         id: u32,
     ) -> StoreResult<()> {
-        self.write::<F, S>(shared, id, next_generation(self.of(id)))
+        let grown = next_generation(self.of(id), BackendFlags::NONE);
+        self.write::<F, S>(shared, id, grown)
     }
 }
 
 impl<F: StoreFamily> Backends<F> {
     /// The ids in use and the state words of all, as they were in the map before the start.
-    pub(crate) fn adopt(ids: Ids, states: Vec<u32>) -> Self {
+    pub(crate) fn adopt(ids: Ids, states: Vec<BackendState>) -> Self {
         Backends {
             ids,
             states: States(states),
@@ -93,7 +94,7 @@ impl<F: StoreFamily> Backends<F> {
         let id = self.ids.take().ok_or(StoreError::Full {
             map: maps::BACKENDS[F::INDEX],
         })?;
-        let state = next_generation(self.states.of(id)) | state_flags(endpoint, shared);
+        let state = next_generation(self.states.of(id), state_flags(endpoint, shared));
         let zone = zone_number(endpoint.zone.as_ref());
         let port = Be16::from_host(endpoint.port);
         let backend = Backend::new(addr, port, zone, state, service_id);
@@ -121,8 +122,8 @@ impl<F: StoreFamily> Backends<F> {
         if id == 0 {
             return Ok(());
         }
-        let generation = self.states.of(id) & BackendState::GENERATION;
-        let state = generation | state_flags(endpoint, shared);
+        let generation = self.states.of(id).generation();
+        let state = BackendState::new(generation, state_flags(endpoint, shared));
         self.states.write::<F, S>(shared, id, state)
     }
 
@@ -157,8 +158,8 @@ impl<F: StoreFamily> Backends<F> {
     }
 
     /// Whether a flag stands in an id's state word.
-    pub(crate) fn has(&self, id: u32, flag: u32) -> bool {
-        self.states.of(id) & flag != 0
+    pub(crate) fn has(&self, id: u32, flag: BackendFlags) -> bool {
+        self.states.of(id).flags().contains(flag)
     }
 
     /// Ids in use or at rest.
@@ -189,28 +190,32 @@ impl<F: StoreFamily> Backends<F> {
 }
 
 /// Flags of an endpoint's state word.
-fn state_flags<S>(endpoint: &Endpoint, shared: &Shared<S>) -> u32 {
-    let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+fn state_flags<S>(endpoint: &Endpoint, shared: &Shared<S>) -> BackendFlags {
+    let bit = |on: bool, bit| if on { bit } else { BackendFlags::NONE };
     let is_host = shared.local_addrs.contains(&endpoint.addr);
-    bit(endpoint.local, BackendState::LOCAL)
-        | bit(is_host, BackendState::HOST)
-        | bit(endpoint.in_cluster, BackendState::IN_CLUSTER)
-        | bit(endpoint.in_local, BackendState::IN_LOCAL)
-        | bit(endpoint.usable, BackendState::USABLE)
+    bit(endpoint.local, BackendFlags::LOCAL)
+        | bit(is_host, BackendFlags::HOST)
+        | bit(endpoint.in_cluster, BackendFlags::IN_CLUSTER)
+        | bit(endpoint.in_local, BackendFlags::IN_LOCAL)
+        | bit(endpoint.usable, BackendFlags::USABLE)
 }
 
 /// Flags of which every endpoint in use has one; an id with none of them is dead.
-pub(crate) const ALIVE: u32 =
-    BackendState::IN_CLUSTER | BackendState::IN_LOCAL | BackendState::USABLE;
+pub(crate) const ALIVE: BackendFlags = BackendFlags::IN_CLUSTER
+    .union(BackendFlags::IN_LOCAL)
+    .union(BackendFlags::USABLE);
 
-/// The state word of the next generation, without flags. Never generation 0.
-const fn next_generation(state: u32) -> u32 {
-    let next = (state & BackendState::GENERATION).wrapping_add(BackendState::GENERATION_STEP);
-    if next == 0 {
+/// The state word of the next generation. Never generation 0.
+const fn next_generation(state: BackendState, flags: BackendFlags) -> BackendState {
+    let next = state
+        .generation()
+        .wrapping_add(BackendState::GENERATION_STEP);
+    let next = if next == 0 {
         BackendState::GENERATION_STEP
     } else {
         next
-    }
+    };
+    BackendState::new(next, flags)
 }
 
 /// A zone's number: a hash of its name, so that it is the same after a restart. 0 unknown.
@@ -232,7 +237,11 @@ mod tests {
 
     #[test]
     fn generation_wraps_past_zero() {
-        assert_eq!(next_generation(0), 0x100);
-        assert_eq!(next_generation(0xffff_ff1f), 0x100);
+        let next = |generation, flags| {
+            let state = BackendState::new(generation, BackendFlags::from_bits(flags));
+            next_generation(state, BackendFlags::NONE).word()
+        };
+        assert_eq!(next(0, 0), 0x100);
+        assert_eq!(next(0xffff_ff00, 0x1f), 0x100);
     }
 }

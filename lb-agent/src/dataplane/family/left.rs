@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{BackendState, Be16, SelectionList, ServiceKey, SrcRangeKey},
+    abi::{BackendFlags, Be16, SelectionList, ServiceKey, SrcRangeKey},
     family::Family,
 };
 
@@ -118,10 +118,10 @@ impl<F: StoreFamily> Left<F> {
             .map(|b| Endpoint {
                 addr: model::to_ip::<F>(&b.addr),
                 port: b.port.to_host(),
-                local: backends.has(b.id, BackendState::LOCAL),
-                in_cluster: backends.has(b.id, BackendState::IN_CLUSTER),
-                in_local: backends.has(b.id, BackendState::IN_LOCAL),
-                usable: backends.has(b.id, BackendState::USABLE),
+                local: backends.has(b.id, BackendFlags::LOCAL),
+                in_cluster: backends.has(b.id, BackendFlags::IN_CLUSTER),
+                in_local: backends.has(b.id, BackendFlags::IN_LOCAL),
+                usable: backends.has(b.id, BackendFlags::USABLE),
                 zone: None,
             })
             .collect();
