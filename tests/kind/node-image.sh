@@ -4,6 +4,7 @@
 #
 # Usage: node-image.sh FOLDER IMAGE     what exists in FOLDER is kept; IMAGE is made by the Docker daemon of DOCKER_HOST
 #        node-image.sh FOLDER programs  only what Go builds
+#        node-image.sh FOLDER kind      only kind
 #
 # The node's own files (entrypoint, units, containerd's settings) come from kind's Go module. Versions: go.mod names
 # Kubernetes, kind and ginkgo, etcd/go.mod names etcd; the rest is below. To move on: set them, then the tags of the
@@ -33,8 +34,8 @@ logs=$folder/logs
 mkdir -p "$bin" "$logs"
 cd "$here"
 
+export GOTOOLCHAIN=auto # Debian's Go fetches no release unless told to
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
-kind=$(go list -m -f '{{.Dir}}' sigs.k8s.io/kind)
 
 say() { echo "[node image $(printf '%4d' $SECONDS) s] $*" >&2; }
 
@@ -49,6 +50,7 @@ static() {
 	CGO_ENABLED=0 nice -n 10 go build -C "$dir" -trimpath -ldflags '-s -w' "$@" -o "$bin/$name" "$package"
 }
 
+# The folder of a module, fetched if it is not there.
 source_of() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
 
 programs() {
@@ -102,7 +104,8 @@ kubernetes_image() { "$bin/kubeadm" config images list --kubernetes-version "$ve
 
 node() {
 	say "the node's files"
-	local files=$kind/images/base/files name
+	local files name
+	files=$(source_of sigs.k8s.io/kind)/images/base/files
 	cp -r --no-preserve=mode,ownership "$files/etc" "$files/kind" "$root/"
 	install -m 755 -t "$root/usr/local/bin" "$files"/usr/local/bin/*
 	chmod 755 "$root"/kind "$root"/kind/bin "$root"/kind/bin/*
@@ -251,6 +254,10 @@ node_image() {
 	printf 'FROM lb-kind-node:1\nSTOPSIGNAL SIGRTMIN+3\n' | DOCKER_BUILDKIT=0 docker build --quiet --tag "$image" - >/dev/null
 }
 
+if [ "$image" = kind ]; then
+	static kind . sigs.k8s.io/kind
+	exit
+fi
 programs
 if [ "$image" = programs ]; then exit; fi
 packages

@@ -39,7 +39,7 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// A program of this machine, found also where only administrators' `PATH` leads.
-pub(crate) fn program(name: &str) -> Command {
+pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     if let Some(path) = search_path() {
         command.env("PATH", path);

@@ -7,57 +7,28 @@ use anyhow::{Result, bail};
 use crate::setup::Tools;
 use crate::{build_ebpf, command, semantics};
 
-/// One check: what it is called and how it runs.
-struct Check {
-    name: &'static str,
-    run: fn(&Tools) -> Result<()>,
-}
+/// What a check is called and how it runs.
+type Check = (&'static str, fn(&Tools) -> Result<()>);
 
 const CHECKS: [Check; 6] = [
-    Check {
-        name: "format",
-        run: |_| command::run(command::cargo().args(["fmt", "--all", "--check"])),
-    },
-    Check {
-        name: "clippy",
-        run: |_| clippy(),
-    },
-    Check {
-        name: "clippy of the BPF programs",
-        run: build_ebpf::clippy,
-    },
-    Check {
-        name: "documentation",
-        run: |_| documentation(),
-    },
-    Check {
-        name: "semantics",
-        run: |_| semantics::semantics(true),
-    },
-    Check {
-        name: "dependencies",
-        run: |_| dependencies(),
-    },
+    ("format", |_| run(&["fmt", "--all", "--check"])),
+    ("clippy", |_| clippy()),
+    ("clippy of the BPF programs", build_ebpf::clippy),
+    ("documentation", |_| documentation()),
+    ("semantics", |_| semantics::semantics(true)),
+    ("dependencies", |_| dependencies()),
 ];
 
 /// Runs every check and returns the names of those that failed.
 pub(crate) fn failed_checks(tools: &Tools) -> Vec<&'static str> {
     let mut failed = Vec::new();
-    for check in CHECKS {
-        if check.name == "dependencies" && !command::exists("cargo-deny") {
-            eprintln!("check dependencies: SKIPPED: cargo-deny is not installed");
-            continue;
-        }
+    for (name, check) in CHECKS {
         let start = Instant::now();
-        match (check.run)(tools) {
-            Ok(()) => eprintln!(
-                "check {}: ok ({:.1} s)",
-                check.name,
-                start.elapsed().as_secs_f32()
-            ),
+        match check(tools) {
+            Ok(()) => eprintln!("check {name}: ok ({:.1} s)", start.elapsed().as_secs_f32()),
             Err(error) => {
-                eprintln!("check {}: FAILED: {error:#}", check.name);
-                failed.push(check.name);
+                eprintln!("check {name}: FAILED: {error:#}");
+                failed.push(name);
             }
         }
     }
@@ -76,47 +47,25 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     )
 }
 
+fn run(arguments: &[&str]) -> Result<()> {
+    command::run(command::cargo().args(arguments))
+}
+
 fn clippy() -> Result<()> {
-    let mut clippy = command::cargo();
-    clippy.args([
-        "clippy",
-        "--keep-going",
-        "--workspace",
-        "--exclude",
-        "lb-ebpf",
-        "--all-targets",
-        "--",
-        "-Dwarnings",
-    ]);
-    command::run(&mut clippy)
+    let all = ["--workspace", "--exclude", "lb-ebpf", "--all-targets"];
+    run(&[&["clippy", "--keep-going"], &all[..], &["--", "-Dwarnings"]].concat())
 }
 
 fn documentation() -> Result<()> {
     let mut doc = command::cargo();
     doc.env("RUSTDOCFLAGS", "-Dwarnings");
-    doc.args([
-        "doc",
-        "--quiet",
-        "--no-deps",
-        "--workspace",
-        "--exclude",
-        "lb-ebpf",
-    ]);
-    command::run(&mut doc)
+    doc.args(["doc", "--quiet", "--no-deps", "--workspace"]);
+    command::run(doc.args(["--exclude", "lb-ebpf"]))
 }
 
 /// Licences, bans and sources of dependencies: the advisories that cargo-deny also knows change daily and belong to a
 /// job of their own.
 fn dependencies() -> Result<()> {
-    let mut deny = command::cargo();
-    deny.args([
-        "deny",
-        "--workspace",
-        "--offline",
-        "check",
-        "licenses",
-        "bans",
-        "sources",
-    ]);
-    command::run(&mut deny)
+    let checks = ["licenses", "bans", "sources"];
+    run(&[&["deny", "--workspace", "--offline", "check"], &checks[..]].concat())
 }

@@ -3,8 +3,6 @@
 mod build;
 mod build_ebpf;
 mod command;
-#[cfg(test)]
-mod deploy;
 mod image;
 mod kind;
 #[cfg(test)]
@@ -25,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::setup::{Scope, setup};
+use crate::setup::setup;
 
 /// Tasks of the project. Each installs what is missing first and says what it does.
 #[derive(Parser)]
@@ -91,22 +89,21 @@ fn task(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo { hold } => {
             let options = hold.then(|| "--hold".into());
-            show::become_program(&setup(Scope::Run)?, "demo", options.as_slice())?;
+            show::become_program(&setup(setup::RUN)?, "demo", options.as_slice())?;
         }
         Task::Test(options) => return test::test(&options),
         Task::Bench { options } => {
-            show::become_program(&setup(Scope::Run)?, "bench", &options)?;
+            show::become_program(&setup(setup::RUN)?, "bench", &options)?;
         }
-        Task::Build { bpf_only: true } => build_ebpf::build(&setup(Scope::Build)?)?,
-        Task::Build { bpf_only: false } => build::build(&setup(Scope::Build)?)?,
-        Task::Image { agent: None } => drop(image::image(&setup(Scope::Build)?)?),
+        Task::Build { bpf_only: true } => build_ebpf::build(&setup(setup::BUILD)?)?,
+        Task::Build { bpf_only: false } => build::build(&setup(setup::BUILD)?)?,
+        Task::Image { agent: None } => drop(image::image(&setup(setup::BUILD)?)?),
         Task::Image { agent: Some(agent) } => drop(image::image_of(&agent)?),
         Task::Kind(task) => return kind::kind(&task),
-        Task::Lint => lint::lint(&setup(Scope::Build)?)?,
+        Task::Lint => lint::lint(&setup(setup::LINT)?)?,
         Task::Semantics { check } => semantics::semantics(check)?,
         Task::Setup => {
-            setup(Scope::Run)?;
-            crate::setup::control_plane()?;
+            setup(setup::ALL)?;
             eprintln!("everything is installed");
         }
     }

@@ -1,183 +1,122 @@
-//! A machine with rustup, git and a C compiler → one that can build, test and run this project.
-//!
-//! Looks first and installs only what is missing, so a run that finds everything costs a few file look-ups.
+//! Parts of xtask/setup.sh → where its programs are. What is missing is installed first.
 
-mod apt;
-mod bpf_linker;
-mod control_plane;
-mod go;
-pub(crate) mod machine;
-mod programs;
-mod rust_src;
-
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::{command, paths};
 
-/// What the BPF build needs to know of this machine.
+/// What a build needs.
+pub(crate) const BUILD: &[&str] = &["build"];
+/// What the checks besides tests need.
+pub(crate) const LINT: &[&str] = &["build", "deny"];
+/// What demo and benchmark need.
+pub(crate) const RUN: &[&str] = &["build", "run"];
+/// What all tests and checks need.
+pub(crate) const ALL: &[&str] = &["build", "run", "control-plane", "deny"];
+
+/// The first kernel whose verifier and helpers the programs need.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+/// Network namespaces and devices; loading programs and mounting bpffs. Numbers as in `linux/capability.h`.
+const CAPABILITIES: [(u32, &str); 2] = [(12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")];
+
+/// Programs that lie in folders of their own.
 pub(crate) struct Tools {
     /// The linker, by its whole path: never one that happens to lie in `PATH`.
     pub(crate) bpf_linker: PathBuf,
+    /// The folder of etcd, Kubernetes and kube-proxy, where that part was asked for.
+    control_plane: Option<PathBuf>,
 }
 
-/// The compiler of this checkout.
-struct Rustc {
-    /// As in `1.95.0`.
-    release: String,
-    /// Short commit hash: two builds of one release do not share tools.
-    commit: String,
-    /// As in `22`.
-    llvm_major: String,
-    sysroot: PathBuf,
-}
-
-/// What is set up: only what a build needs, or what tests, demo and benchmark use besides.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scope {
-    Build,
-    Run,
-}
-
-/// The environment variable of the tests that names the folders of the control plane, and its value, after building
-/// what is missing.
-pub(crate) fn control_plane() -> Result<(&'static str, OsString)> {
-    let steps = Steps {
-        start: Instant::now(),
-    };
-    let lock = locked()?;
-    let folders = control_plane::install(&steps)?;
-    drop(lock);
-    Ok((control_plane::FOLDERS, folders))
-}
-
-/// What a kind cluster needs of the machine's packages, installed where it is missing.
-pub(crate) fn containers() -> Result<()> {
-    let steps = Steps {
-        start: Instant::now(),
-    };
-    let _lock = locked()?;
-    let missing: Vec<&str> = [("dockerd", "docker.io"), ("debootstrap", "debootstrap")]
-        .into_iter()
-        .filter(|(program, _)| !command::exists(program))
-        .map(|(_, package)| package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let packages = missing.join(" ");
-    if !machine::is_root() || !command::exists("apt-get") {
-        bail!("{packages} is missing; install it");
-    }
-    steps.during(&format!("installing {packages}"), || apt::install(&missing))
-}
-
-/// Gives a command that builds Go programs a Go that can, fetched where it is missing.
-pub(crate) fn point_to_go(command: &mut Command) -> Result<()> {
-    let steps = Steps {
-        start: Instant::now(),
-    };
-    let _lock = locked()?;
-    go::install(&steps)?.point(command)
-}
-
-/// Held by one set-up at a time: two checkouts may set up at once.
-fn locked() -> Result<File> {
-    let cache = paths::cache()?;
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let lock =
-        File::create(cache.join("setup.lock")).context("cannot create the set-up's lock file")?;
-    lock.lock().context("cannot lock the set-up's lock file")?;
-    Ok(lock)
-}
-
-/// Checks what `scope` needs and installs what is missing.
-pub(crate) fn setup(scope: Scope) -> Result<Tools> {
-    let steps = Steps {
-        start: Instant::now(),
-    };
-    let rustc = rustc()?;
-    let lock = locked()?;
-
-    rust_src::install(&steps, &rustc)?;
-    let bpf_linker = bpf_linker::install(&steps, &rustc)?;
-    if scope == Scope::Run {
-        programs::install(&steps)?;
-    }
-    drop(lock);
-    Ok(Tools { bpf_linker })
-}
-
-/// Reports steps with the time since the start, so that nobody thinks a first run hangs.
-struct Steps {
-    start: Instant,
-}
-
-impl Steps {
-    /// A step that takes longer than this says that it is still at work.
-    const PATIENCE: Duration = Duration::from_secs(10);
-
-    fn say(&self, text: &str) {
-        eprintln!(
-            "[set-up {:5.1} s] {text}",
-            self.start.elapsed().as_secs_f32()
-        );
-    }
-
-    /// Announces a step and carries it out.
-    fn during<T>(&self, text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.say(text);
-        let (done, waits) = channel::<()>();
-        thread::scope(|scope| {
-            scope.spawn(move || {
-                while waits.recv_timeout(Self::PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                    self.say("  still at work");
-                }
-            });
-            let result = work();
-            drop(done);
-            result
-        })
+impl Tools {
+    /// Tells a command where the control plane is, where that part was asked for.
+    pub(crate) fn point(&self, command: &mut Command) {
+        if let Some(folder) = &self.control_plane {
+            command.env("LB_CONTROL_PLANE", folder);
+        }
     }
 }
 
-fn rustc() -> Result<Rustc> {
-    let in_checkout = || {
-        let mut command = Command::new("rustc");
-        command.current_dir(paths::workspace());
-        command
-    };
-    let version = command::read(in_checkout().arg("-vV"))
-        .context("cannot ask the Rust compiler for its version; install Rust with rustup")?;
-    let sysroot = command::read(in_checkout().args(["--print", "sysroot"]))?;
-    let field = |name: &str| {
-        version
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-            .with_context(|| format!("`rustc -vV` does not tell `{name}`"))
-    };
-    let release = field("release")?;
-    let wanted = concat!(env!("CARGO_PKG_RUST_VERSION"), ".");
-    if !release.starts_with(wanted) {
-        bail!(
-            "rustc {release} is active, but rust-toolchain.toml names {wanted}x; unset RUSTUP_TOOLCHAIN"
-        );
+/// Checks what the parts need and installs what is missing.
+pub(crate) fn setup(parts: &[&str]) -> Result<Tools> {
+    let mut script = command::program(paths::workspace().join("xtask/setup.sh"));
+    let output = script
+        .args(parts)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start xtask/setup.sh")?;
+    if !output.status.success() {
+        bail!("the machine is not set up; the reason is above");
     }
-    Ok(Rustc {
-        release: release.to_owned(),
-        commit: field("commit-hash")?.chars().take(9).collect(),
-        llvm_major: field("LLVM version")?
-            .split('.')
-            .next()
-            .unwrap_or_default()
-            .to_owned(),
-        sysroot: PathBuf::from(sysroot.trim()),
+    let text = String::from_utf8(output.stdout)?;
+    let value = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        Some(PathBuf::from(lines.find(|(key, _)| *key == name)?.1))
+    };
+    Ok(Tools {
+        bpf_linker: value("LB_BPF_LINKER").unwrap_or_default(),
+        control_plane: value("LB_CONTROL_PLANE"),
     })
+}
+
+/// What this machine lacks for loading programs and making namespaces; `None` if nothing.
+pub(crate) fn lacks() -> Option<String> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    lacks_privilege(&read("/proc/self/status"))
+        .or_else(|| lacks_version(read("/proc/sys/kernel/osrelease").trim()))
+}
+
+fn lacks_privilege(status: &str) -> Option<String> {
+    let held = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .unwrap_or_default();
+    let (_, name) = CAPABILITIES
+        .into_iter()
+        .find(|(bit, _)| held & (1 << bit) == 0)?;
+    Some(format!(
+        "{name} is missing, without which no network namespace can be made and no BPF program loaded; run as root \
+         (in a container: privileged)"
+    ))
+}
+
+fn lacks_version(release: &str) -> Option<String> {
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next()?, numbers.next()?);
+    let (major, minor) = OLDEST_KERNEL;
+    (version < OLDEST_KERNEL)
+        .then(|| format!("the kernel is {release}, but the programs need {major}.{minor} or newer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_capability_is_named() {
+        assert_eq!(
+            lacks_privilege("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            None
+        );
+        let lack = |status| lacks_privilege(status).unwrap();
+        assert!(lack("CapEff:\t0000000000001000\n").starts_with("CAP_SYS_ADMIN"));
+        assert!(lack("").starts_with("CAP_NET_ADMIN"));
+    }
+
+    #[test]
+    fn old_kernel_is_named_and_new_ones_pass() {
+        assert!(
+            lacks_version("5.4.0-150-generic")
+                .unwrap()
+                .contains("5.4.0-150-generic")
+        );
+        assert_eq!(lacks_version("5.10.262"), None);
+        assert_eq!(lacks_version("6.1.0-40-amd64"), None);
+    }
 }

@@ -5,14 +5,14 @@ use std::os::unix::process::CommandExt;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::setup::{Tools, control_plane, machine};
+use crate::setup::{self, Tools};
 use crate::{build, command, paths};
 
 /// Builds everything and becomes the program `bin` of lb-tests.
 ///
 /// Becomes, not starts: ^C then reaches that program alone, which cleans up before the shell is back.
 pub(crate) fn become_program(tools: &Tools, bin: &str, arguments: &[OsString]) -> Result<()> {
-    if let Some(lack) = machine::lacks() {
+    if let Some(lack) = setup::lacks() {
         bail!("cannot run the {bin}: {lack}");
     }
     build::build(tools)?;
@@ -21,8 +21,7 @@ pub(crate) fn become_program(tools: &Tools, bin: &str, arguments: &[OsString]) -
         .iter()
         .any(|argument| argument == "--control-plane")
     {
-        let (variable, folders) = control_plane()?;
-        cargo.env(variable, folders);
+        setup::setup(&["control-plane"])?.point(&mut cargo);
     }
     // Relative paths in the arguments are the caller's.
     let error = cargo

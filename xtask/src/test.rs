@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::setup::{Scope, control_plane, machine, setup};
+use crate::setup::{self, Tools, setup};
 use crate::{build, command, lint, paths};
 
 /// What `cargo xtask test` was asked for.
@@ -42,8 +42,8 @@ pub(crate) fn test(options: &Options) -> Result<ExitCode> {
 
 /// An error is what makes the further steps pointless.
 fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
-    let tools = setup(Scope::Run).context("set-up")?;
-    if let Some(lack) = machine::lacks() {
+    let tools = setup(setup::ALL).context("set-up")?;
+    if let Some(lack) = setup::lacks() {
         eprintln!("tests that need the kernel are skipped: {lack}");
     }
     build::build(&tools).context("build")?;
@@ -53,7 +53,7 @@ fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
             .failed
             .extend(failed.into_iter().map(|name| format!("check {name}")));
     }
-    native(options, summary)?;
+    native(&tools, options, summary)?;
     if options.miri {
         miri(options, summary)?;
     }
@@ -61,16 +61,10 @@ fn steps(options: &Options, summary: &mut Summary) -> Result<()> {
 }
 
 /// The tests of every crate that is compiled for this machine.
-fn native(options: &Options, summary: &mut Summary) -> Result<()> {
+fn native(tools: &Tools, options: &Options, summary: &mut Summary) -> Result<()> {
     let skips = paths::target().join(format!("test-skips-{}", std::process::id()));
     let mut cargo = command::cargo();
-    match control_plane() {
-        Ok((variable, folders)) => {
-            cargo.env(variable, folders);
-        }
-        // Its tests count as skipped, each with what it lacks; all others can run.
-        Err(error) => eprintln!("no control plane for the tests: {error:#}"),
-    }
+    tools.point(&mut cargo);
     cargo
         .env("LB_TEST_SKIPS", &skips)
         .args([

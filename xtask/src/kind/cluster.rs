@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::engine::Engine;
-use crate::setup::{self, Scope, setup};
+use crate::setup::{self, setup};
 use crate::{command, image, paths};
 
 /// Name of the cluster.
@@ -241,19 +241,7 @@ impl Cluster {
             Ok(_) => Ok(PUBLISHED_IMAGE.to_owned()),
             Err(error) => {
                 eprintln!("{error:#}\nmaking a node image of packages and Go modules instead");
-                let mut script = match options.node_image_minutes {
-                    Some(minutes) => {
-                        let mut timeout = command::program("timeout");
-                        timeout
-                            .arg(format!("{minutes}m"))
-                            .arg(file("node-image.sh"));
-                        timeout
-                    }
-                    None => Command::new(file("node-image.sh")),
-                };
-                setup::point_to_go(&mut script)?;
-                self.engine.point(&mut script);
-                command::run(script.arg(&self.engine.folder).arg(OWN_IMAGE))?;
+                make(&self.engine, OWN_IMAGE, options.node_image_minutes)?;
                 Ok(OWN_IMAGE.to_owned())
             }
         }
@@ -343,7 +331,7 @@ impl Cluster {
     fn install(&self, archive: Option<&Path>) -> Result<()> {
         let archive = match archive {
             Some(path) => path.to_owned(),
-            None => image::image(&setup(Scope::Build)?)?,
+            None => image::image(&setup(setup::BUILD)?)?,
         };
         let reference = image::reference(env!("CARGO_PKG_VERSION"));
         for node in &self.nodes {
@@ -452,18 +440,21 @@ fn kind_program(engine: &Engine) -> Result<PathBuf> {
     if command::exists("kind") {
         return Ok(PathBuf::from("kind"));
     }
-    let module = paths::workspace().join("tests/kind");
-    let mut go = command::program("go");
-    setup::point_to_go(&mut go)?;
-    go.env("CGO_ENABLED", "0")
-        .arg("build")
-        .arg("-C")
-        .arg(&module)
-        .args(["-trimpath", "-o"])
-        .arg(&own)
-        .arg("sigs.k8s.io/kind");
-    command::run(&mut go).context("there is no `kind`; install it, or Go to build it")?;
+    make(engine, "kind", None)?;
     Ok(own)
+}
+
+/// Makes `what` by tests/kind/node-image.sh: an image, or programs.
+pub(super) fn make(engine: &Engine, what: &str, minutes: Option<u32>) -> Result<()> {
+    setup(&["go"])?;
+    let mut script = command::program("timeout");
+    script.arg(format!("{}m", minutes.unwrap_or(0))); // 0 is no limit
+    script
+        .arg(file("node-image.sh"))
+        .arg(&engine.folder)
+        .arg(what);
+    engine.point(&mut script);
+    command::run(&mut script)
 }
 
 fn node(object: &Value) -> Option<Node> {

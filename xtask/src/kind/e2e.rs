@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::cluster::{Cluster, file};
+use super::cluster::{Cluster, file, make};
 use super::engine::folder;
 use super::{Report, say};
-use crate::{command, setup};
+use crate::command;
 
 /// All that concerns us.
 const NETWORK: &str = r"\[sig-network\]";
@@ -134,9 +133,7 @@ pub(super) fn programs(cluster: &Cluster) -> Result<(PathBuf, PathBuf)> {
             let path = command::read(command::program("sh").args(["-c", "command -v e2e.test"]))?;
             return Ok(("ginkgo".into(), path.trim().into()));
         }
-        let mut script = Command::new(file("node-image.sh"));
-        setup::point_to_go(&mut script)?;
-        command::run(script.arg(&cluster.engine.folder).arg("programs"))?;
+        make(&cluster.engine, "programs", None)?;
     }
     let [ginkgo, tests] = both;
     Ok((ginkgo, tests))

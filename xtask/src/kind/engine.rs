@@ -46,7 +46,7 @@ impl Engine {
         let engine = match Self::running()? {
             Some(engine) => engine,
             None => {
-                setup::containers()?;
+                setup::setup(&["containers"])?;
                 Self::start(folder)?
             }
         };
@@ -157,7 +157,7 @@ impl Engine {
                 .arg(program.as_ref());
             nsenter
         } else {
-            command::program(&program.as_ref().to_string_lossy())
+            command::program(program.as_ref())
         };
         self.point(&mut command);
         command

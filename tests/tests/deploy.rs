@@ -1,16 +1,18 @@
 //! Checks of deploy/: what the kustomize base and the Helm chart give, and that both give the same.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{command, paths};
+fn folder() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "..", "deploy"]
+        .iter()
+        .collect()
+}
 
 fn file(name: &str) -> String {
-    fs::read_to_string(paths::workspace().join("deploy").join(name)).unwrap()
+    fs::read_to_string(folder().join(name)).unwrap()
 }
 
 fn documents(text: &str) -> Vec<Value> {
@@ -42,25 +44,18 @@ fn base() -> BTreeMap<(String, String), Value> {
         .collect()
 }
 
-fn helm() -> Option<PathBuf> {
-    let built = paths::cache().ok()?.join("kind/bin/helm");
-    if built.exists() {
-        return Some(built);
-    }
-    command::exists("helm").then(|| PathBuf::from("helm"))
-}
-
-/// A test that cannot run says so: it counts as skipped, not as passed.
-fn skip(name: &str, reason: &str) {
-    if let Some(path) = std::env::var_os("LB_TEST_SKIPS") {
-        let mut skips = fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .unwrap();
-        writeln!(skips, "{name}: {reason}").unwrap();
-    }
-    eprintln!("skipped: {reason}");
+/// What the chart gives with these values.
+fn render(values: &[&str]) -> Result<String> {
+    let output = Command::new("helm")
+        .args(["template", "lb", "--namespace=kube-system"])
+        .arg("--kube-version=1.36.0")
+        .args(values.iter().flat_map(|value| ["--set", value]))
+        .arg(folder().join("helm/lb-ebpf"))
+        .output()
+        .context("there is no `helm`; `cargo xtask test deploy` brings it")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "helm: {error}");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[test]
@@ -127,25 +122,9 @@ fn chart_describes_every_value() {
 }
 
 #[test]
-fn chart_and_base_give_the_same_objects() {
-    let Some(helm) = helm() else {
-        skip("chart_and_base_give_the_same_objects", "there is no `helm`");
-        return;
-    };
-    let render = |values: &[&str]| {
-        let mut helm = command::program(&helm.to_string_lossy());
-        helm.args([
-            "template",
-            "lb",
-            "--namespace=kube-system",
-            "--kube-version=1.36.0",
-        ])
-        .args(values.iter().flat_map(|value| ["--set", value]))
-        .arg(paths::workspace().join("deploy/helm/lb-ebpf"));
-        command::read(&mut helm)
-    };
+fn chart_and_base_give_the_same_objects() -> Result<()> {
     let address = "apiServer=https://set-the-api-server-address.invalid:6443";
-    let chart = objects(&render(&[address]).unwrap());
+    let chart = objects(&render(&[address])?);
     let base = base();
     assert!(
         chart.keys().eq(base.keys()),
@@ -161,6 +140,7 @@ fn chart_and_base_give_the_same_objects() {
         render(&[address, "metricss.service=false"]).is_err(),
         "a typing error passes"
     );
-    let fewer = objects(&render(&[address, "metrics.service=false"]).unwrap());
+    let fewer = objects(&render(&[address, "metrics.service=false"])?);
     assert_eq!(fewer.len(), base.len() - 1);
+    Ok(())
 }
