@@ -4,7 +4,7 @@ pub mod bpf;
 pub mod cli;
 mod clock;
 pub mod config;
-pub mod dataplane;
+mod dataplane;
 pub mod desired;
 mod error;
 mod exposition;

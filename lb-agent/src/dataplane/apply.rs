@@ -27,9 +27,9 @@ use crate::{
 
 /// What the dataplane must know besides the desired state.
 #[derive(Clone, Debug)]
-pub struct DataplaneConfig {
+pub(crate) struct DataplaneConfig {
     /// Ports for source translation.
-    pub snat_ports: PortRange,
+    pub(crate) snat_ports: PortRange,
 }
 
 impl Default for DataplaneConfig {
@@ -45,7 +45,7 @@ impl Default for DataplaneConfig {
 
 /// The maps and what they should hold.
 #[derive(Debug)]
-pub struct Dataplane<S: MapStore> {
+pub(crate) struct Dataplane<S: MapStore> {
     pub(super) shared: Shared<S>,
     pub(super) v4: FamilyState<V4>,
     pub(super) v6: FamilyState<V6>,
@@ -57,7 +57,7 @@ impl<S: MapStore> Dataplane<S> {
     /// Brings the maps to the next desired state. The first call takes the complete desired state:
     /// what it does not name is removed (semantics 2.10, 25.4); every later one takes the steps from
     /// the last.
-    pub fn apply(&mut self, changes: &[Change]) -> ApplyReport {
+    pub(crate) fn apply(&mut self, changes: &[Change]) -> ApplyReport {
         for change in changes {
             let (key, want) = match change {
                 Change::Set(port) => (&port.key, Some(port.clone())),
@@ -73,7 +73,7 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Tries again what failed. Cheap when nothing did.
-    pub fn retry(&mut self) -> ApplyReport {
+    pub(crate) fn retry(&mut self) -> ApplyReport {
         if !self.is_started {
             return ApplyReport::default();
         }
@@ -125,12 +125,12 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Whether something failed and waits for [`Dataplane::retry`].
-    pub fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         self.v4.is_pending() || self.v6.is_pending()
     }
 
     /// Tells which addresses are this node's own; endpoints on them are of the host network.
-    pub fn set_local_addresses(&mut self, addrs: &[IpAddr]) -> ApplyReport {
+    pub(crate) fn set_local_addresses(&mut self, addrs: &[IpAddr]) -> ApplyReport {
         let addrs = addrs.iter().copied().collect();
         if addrs == self.shared.local_addrs {
             return ApplyReport::default();
@@ -147,17 +147,17 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// The maps, to read.
-    pub fn store(&self) -> &S {
+    pub(crate) fn store(&self) -> &S {
         &self.shared.store
     }
 
     /// The maps; flows may be aged through it, nothing else written.
-    pub fn store_mut(&mut self) -> &mut S {
+    pub(crate) fn store_mut(&mut self) -> &mut S {
         &mut self.shared.store
     }
 
     /// How full the maps are.
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let rows = self.shared.store.capacities().selection_rows;
         Usage {
             frontends: [self.v4.frontends(), self.v6.frontends()],
@@ -168,7 +168,7 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Service id of a service port: index of `service_stats`.
-    pub fn service_id(&self, key: &PortKey) -> Option<u32> {
+    pub(crate) fn service_id(&self, key: &PortKey) -> Option<u32> {
         match key.family {
             IpFamily::V4 => self.v4.service_id(key),
             IpFamily::V6 => self.v6.service_id(key),
