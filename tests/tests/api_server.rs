@@ -1,6 +1,6 @@
 //! Agents that follow a real API server, with slices by the real controller (semantics 2, 6, 16.9).
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_tests::{
@@ -8,12 +8,23 @@ use lb_tests::{
     control_plane::{self, ControlPlane, Role},
     echo::{Dial, Proto, Server, Stream, Traffic},
     manifest::{Endpoint, Service, Slice},
-    require,
     scene::{SILENCE, SOON, Seen, TARGET, check, cluster_ip, cluster_ips, expect, expect_all},
+    tests,
     topology::{Ip, Place, World, WorldOptions},
-    wait,
+    trials, wait,
 };
 use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2, ControlPlane],
+        [
+            pods_of_the_real_controller_are_served_until_they_are_gone,
+            labels_take_services_and_slices_away_and_give_them_back,
+            an_api_server_that_is_away_changes_nothing
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_080;
@@ -95,9 +106,7 @@ fn pod(place: &Place) -> Value {
 
 /// Semantics 2.11, 4.2, 5.9, 6.2, 6.5: Pods come, terminate and go, and the real controller tells of it; the agent has the
 /// role of deploy/.
-#[test]
 fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     let mut scene = Scene::start(|_| vec![selecting("s", 20)])?;
     scene.plane.start_controllers()?;
     let world = &scene.world;
@@ -176,9 +185,7 @@ fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
 }
 
 /// Semantics 2.4, 2.5: labels say that a Service or slice is somebody else's, and may come and go.
-#[test]
 fn labels_take_services_and_slices_away_and_give_them_back() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     let scene = Scene::start(|world| {
         let mut objects = vec![Service::new("s", &cluster_ips(20)).both(PORT).build()];
         objects.extend(Slice::both(
@@ -212,9 +219,7 @@ fn labels_take_services_and_slices_away_and_give_them_back() -> Result<()> {
 
 /// Semantics 2.10, 16.9: what is known is served while the API server is away, and nothing is removed; then the
 /// agent catches up.
-#[test]
 fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     let objects = |world: &World, name: &str, number: u8| {
         let mut objects = vec![Service::new(name, &cluster_ips(number)).both(PORT).build()];
         objects.extend(Slice::both(

@@ -9,9 +9,24 @@ use lb_tests::{
     },
     scenes,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
+
+fn main() -> ExitCode {
+    trials::run(scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            a_pod_reaches_local_and_remote_backends_with_its_own_address,
+            an_outside_client_reaches_cluster_ips_by_a_route_to_a_node,
+            large_transfers_through_a_cluster_ip_are_whole,
+            fragmented_datagrams_reach_one_backend_and_come_back,
+            an_undefined_port_of_a_cluster_ip_is_refused
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 /// ClusterIPs by number: backend a3; backend b2; backends a3, a4, b2 and b3; the same port number as
@@ -233,15 +248,3 @@ fn an_undefined_port_of_a_cluster_ip_is_refused(scene: &Scene, what: &str) -> Re
     }
     Ok(())
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        a_pod_reaches_local_and_remote_backends_with_its_own_address,
-        an_outside_client_reaches_cluster_ips_by_a_route_to_a_node,
-        large_transfers_through_a_cluster_ip_are_whole,
-        fragmented_datagrams_reach_one_backend_and_come_back,
-        an_undefined_port_of_a_cluster_ip_is_refused
-    ]
-);

@@ -1,6 +1,6 @@
 //! ICMP errors about translated packets reach whom they concern, with what they quote translated back.
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -9,8 +9,21 @@ use lb_tests::{
     scene::{Scene, TARGET, cluster_ip, cluster_ips},
     scenes,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            a_port_unreachable_of_the_backend_reaches_the_client,
+            path_mtu_towards_the_backend_is_discovered,
+            path_mtu_towards_the_client_is_discovered
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 /// A port that no pod serves.
@@ -141,13 +154,3 @@ fn route(world: &World, node: usize, pod: usize, ip: Ip) -> String {
     };
     format!("{} dev {device}", node.pod(pod).addr(ip))
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        a_port_unreachable_of_the_backend_reaches_the_client,
-        path_mtu_towards_the_backend_is_discovered,
-        path_mtu_towards_the_client_is_discovered
-    ]
-);

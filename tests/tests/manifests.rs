@@ -1,17 +1,31 @@
 //! The directory of manifests, followed live; and what the agent says about bad ones.
 
-use std::fs;
+use std::{fs, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Outcome},
     manifest::{Endpoint, ManifestDir, Service, Slice, list},
-    require,
     scene::{SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips},
+    tests,
     topology::{Ip, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            files_are_followed_as_they_come_change_and_go,
+            many_files_at_once_are_all_served,
+            a_bad_file_is_named_and_its_last_good_state_serves,
+            an_object_in_two_files_is_an_error_that_names_both,
+            the_agent_starts_on_a_directory_with_a_bad_file,
+            a_missing_directory_is_one_clear_sentence
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 
@@ -34,9 +48,7 @@ fn answered(outcome: &Outcome) -> bool {
     outcome.is_ok()
 }
 
-#[test]
 fn files_are_followed_as_they_come_change_and_go() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
 
@@ -103,9 +115,7 @@ endpoints:
     Ok(())
 }
 
-#[test]
 fn many_files_at_once_are_all_served() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
     for number in 1..=200 {
@@ -139,9 +149,7 @@ fn many_files_at_once_are_all_served() -> Result<()> {
 
 /// Each file is bad in its own way: the log names the file, and the field or line; what it held before
 /// goes on serving; the other files are followed; the right file ends it.
-#[test]
 fn a_bad_file_is_named_and_its_last_good_state_serves() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let good = "\
 apiVersion: v1
 kind: Service
@@ -237,9 +245,7 @@ endpoints: [{addresses: [10.244.2.2]}]
 }
 
 /// An error that names both files, and the first keeps serving.
-#[test]
 fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
     scene
@@ -276,9 +282,7 @@ fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
 }
 
 /// A start on a bad directory is one clear sentence; on a bad file the rest is served.
-#[test]
 fn the_agent_starts_on_a_directory_with_a_bad_file() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(lb_tests::topology::WorldOptions::default())?;
     let _server = lb_tests::echo::Server::start_all(world.b().pod(0), TARGET)?;
     let manifests = ManifestDir::new()?;
@@ -303,9 +307,7 @@ fn the_agent_starts_on_a_directory_with_a_bad_file() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn a_missing_directory_is_one_clear_sentence() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(lb_tests::topology::WorldOptions::default())?;
     let manifests = ManifestDir::new()?;
     let mut agent = lb_tests::agent::Agent::prepare(
