@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    agent::TempDir,
     echo::Proto,
+    tempdir::TempDir,
     topology::{Ip, Place},
 };
 

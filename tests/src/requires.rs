@@ -46,12 +46,12 @@ impl Need {
                 if !Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists() {
                     return Some("needs the bpf() system call (CONFIG_BPF_SYSCALL)");
                 }
-                match crate::agent::Bpffs::mount("probe") {
+                match crate::tempdir::Bpffs::mount("probe") {
                     Ok(_) => None,
                     Err(_) => Some("needs CAP_BPF (kernel 5.8) and CAP_SYS_ADMIN to mount bpffs"),
                 }
             }
-            Need::Cgroup2 => match crate::agent::cgroup2_mount() {
+            Need::Cgroup2 => match crate::cgroup::cgroup2_mount() {
                 Ok(_) => None,
                 Err(_) => {
                     Some("needs a mount of type cgroup2 (kernel 4.5): mount -t cgroup2 none DIR")

@@ -213,8 +213,11 @@ pub fn trials(
     tests: &[(&str, SceneTest)],
 ) -> Vec<Trial> {
     let mut trials = Vec::new();
-    // As many scenes at a time as there are threads to use them: neighbours in the list are of different scenes.
-    for variants in variants.chunks(thread::available_parallelism().map_or(1, usize::from)) {
+    // Neighbours in the list are of different scenes, at least as many as there are threads, so that none waits for one
+    // that another uses; and not all at once, for the memory of their agents.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let groups = (variants.len() / threads).max(1);
+    for variants in variants.chunks(variants.len().div_ceil(groups)) {
         let scenes: Vec<_> = variants
             .iter()
             .map(|(_, variant)| {

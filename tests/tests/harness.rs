@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
-    agent::Cgroup,
+    cgroup::Cgroup,
     echo::{Dial, Failure, Proto, Server, Stream},
     netns::NetNs,
     tests,

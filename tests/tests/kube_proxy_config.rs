@@ -11,12 +11,13 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::echo::{Dial, Failure, Proto, Stream};
 use lb_tests::{
-    agent::{Agent, AgentOptions, TempDir, binary},
+    agent::{Agent, AgentOptions, binary},
     manifest::{Endpoint, Service, Slice},
     scene::{
         SILENCE, SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect,
         expect_failure, external_ip, external_ips,
     },
+    tempdir::TempDir,
     tests,
     topology::{Ip, World, WorldOptions},
     trials, wait,

@@ -30,7 +30,7 @@ use lb_common::{
     names,
 };
 use lb_tests::{
-    agent::Cgroup,
+    cgroup::Cgroup,
     echo::{Answer, Datagrams, Dial, Failure, Proto, Server, Stream},
     netns::NetNs,
     prog_run::object_path,

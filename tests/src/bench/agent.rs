@@ -24,8 +24,9 @@ use lb_common::{
 
 use super::{Effort, Report, Row, median, progress, quantile, sys};
 use crate::{
-    agent::{Agent, AgentOptions, TempDir},
+    agent::{Agent, AgentOptions},
     manifest::ManifestDir,
+    tempdir::TempDir,
     topology::{World, WorldOptions},
 };
 
