@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_agent::{
     bpf::maps::{Access, FlowMapKey, TypedMap, pin_dir},
-    kube::ManifestSource,
+    kube::manifests::ManifestSource,
 };
 use lb_common::{
     V4, V6,
