@@ -1,14 +1,18 @@
-//! Changes → map writes, in one order for both families at once, so that at every moment what programs read is
-//! whole. [`Dataplane::settle`] is that order:
+//! Changes → map writes, in one order for both families at once, so that what programs read is whole at every
+//! moment. [`Dataplane::settle`] is that order; each step is a file of `family/`:
 //!
-//! | step | where | what |
-//! |---|---|---|
-//! | prepare | `family/prepare.rs` | backends under free ids → Maglev tables in free ranges → source ranges → state words of backends that stay: nothing that a frontend shows already is replaced |
-//! | publish | `family/publish.rs` | the prefix of ClusterIPs grows → affinity of an earlier time is forgotten → of each frontend the bit of its port in `port_filter`, then its `services_*` entry: one update shows all that was prepared → the address-only entry of a ClusterIP |
-//! | finish | `family/finish.rs` | entries that are not wanted any more, then their ports' bits → source ranges → generations of backends that are gone grow, ids and tables are laid to rest → address-only entries → the prefix of ClusterIPs shrinks |
-//! | rest | here | one wait for a grace period → generations grow once more → ids and ranges may be used again |
+//! 1. *prepare*: backends under free ids → the Maglev tables that name them, in free ranges → source ranges → state
+//!    words of backends that stay. No frontend shows the new ones yet.
+//! 2. *publish*: the prefix of ClusterIPs grows → affinity of an earlier time is forgotten → frontend by frontend, the
+//!    bit of its port in `port_filter`, its entry of `services_*`, and a ClusterIP's address-only entry. One update of an
+//!    entry shows all that was prepared for it.
+//! 3. *finish*: entries of `services_*` that nobody wants, each followed by its port's bit → the source ranges that they
+//!    showed → generations of their backends grow; these ids and the old tables are laid to rest → address-only entries
+//!    without a ClusterIP → the prefix of ClusterIPs shrinks.
+//! 4. *rest*: one wait for an RCU grace period → generations grow once more → ids and ranges may be used again.
 //!
-//! A service port of which something fails keeps what it had and is tried again.
+//! Before the first of them, `port_filter` and `config` learn the ports for source translation. A service port of which
+//! something fails keeps what it had and is tried again.
 
 use std::net::IpAddr;
 
@@ -64,8 +68,8 @@ impl<S: MapStore> Dataplane<S> {
                 Change::Remove(key) => (key, None),
             };
             match key.family {
-                IpFamily::V4 => self.v4.note(key, want),
-                IpFamily::V6 => self.v6.note(key, want),
+                IpFamily::V4 => self.v4.want(key, want),
+                IpFamily::V6 => self.v6.want(key, want),
             }
         }
         self.is_started = true;

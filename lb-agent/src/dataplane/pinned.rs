@@ -128,7 +128,6 @@ impl PinnedMaps {
             barrier: Barrier::new()?,
         })
     }
-    /// The maps.
     pub(crate) const fn maps(&self) -> &Maps {
         &self.maps
     }

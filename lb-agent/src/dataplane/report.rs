@@ -68,7 +68,6 @@ pub(crate) struct AuditReport {
 }
 
 impl AuditReport {
-    /// Differences found.
     pub(crate) fn differences(&self) -> usize {
         self.service_ports + self.services + self.backends + self.tables + self.ranges + self.ports
     }
@@ -101,29 +100,23 @@ pub(crate) enum ApplyError {
     /// A frontend could not be written or removed; its previous entry keeps serving.
     #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
     Frontend {
-        /// The service port.
         port: NamedKey,
-        /// Its address.
         addr: IpAddr,
-        /// Its port; 0 for the entry of a whole ClusterIP.
+        /// The frontend's port; 0 for the entry of a whole ClusterIP.
         number: u16,
-        /// What failed.
         #[source]
         source: StoreError,
     },
     /// A service port could not be prepared; what stood there before keeps serving.
     #[error("service port {port} is not up to date and will be tried again")]
     Port {
-        /// The service port.
         port: NamedKey,
-        /// What failed.
         #[source]
         source: StoreError,
     },
     /// Something shared failed.
     #[error("maps are not up to date and will be tried again")]
     Shared {
-        /// What failed.
         #[from]
         source: StoreError,
     },

@@ -16,9 +16,7 @@ use crate::net::IpFamily;
 /// What a tick did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct GcReport {
-    /// Entries looked at.
     pub(crate) scanned: usize,
-    /// Entries removed.
     pub(crate) removed: usize,
     /// Whether every table has been looked through since the last time this was true.
     pub(crate) is_round_complete: bool,
@@ -54,7 +52,6 @@ pub(crate) struct FlowGc {
 type Batch<F> = Vec<(FlowKey<F>, Flow<F>)>;
 
 impl FlowGc {
-    /// A collector with these timeouts.
     pub(crate) fn new(timeouts: Timeouts) -> Self {
         FlowGc {
             timeouts,

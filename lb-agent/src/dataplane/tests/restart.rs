@@ -95,3 +95,14 @@ fn restart_follows_frontends_that_were_swapped() {
         (addrs(&["10.0.0.2"]), addrs(&["10.0.0.1"]))
     );
 }
+
+#[test]
+fn restart_sets_the_bits_that_somebody_cleared_meanwhile() {
+    let mut dataplane = start(FakeStore::small());
+    let a = service_port("a", "10.96.0.1", &["10.0.0.1"]);
+    dataplane.apply(&[set(&a)]);
+    dataplane.store_mut().write_port(0, 80, false).unwrap();
+    let mut dataplane = restart(&dataplane);
+    dataplane.apply(&[set(&a)]);
+    assert!(dataplane.store().port_bit(0, 80));
+}
