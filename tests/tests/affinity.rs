@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect_all, external_ip,
         external_ips,
@@ -42,7 +42,7 @@ fn backends(world: &World) -> Vec<&Place> {
 }
 
 fn objects(affinity: Option<u32>, endpoints: &[&Place]) -> Vec<Value> {
-    let service = Service::new("sticky", &cluster_ips(1))
+    let service = ServiceManifest::new("sticky", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .load_balancer(&external_ips(21));

@@ -12,7 +12,7 @@ use lb_tests::{
     control_plane::ControlPlane,
     differential::{Kind, Subject},
     echo::{Datagrams, Dial, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, TARGET, cluster_ip, cluster_ips},
     tests,
     topology::{Ip, Place, World, WorldOptions},
@@ -179,7 +179,7 @@ fn rolling_updates_break_nothing() -> Result<()> {
     let api = plane.api();
     for service in services.clone() {
         api.apply(
-            &Service::new(&name(service), &cluster_ips(service))
+            &ServiceManifest::new(&name(service), &cluster_ips(service))
                 .both(PORT)
                 .build(),
         )?;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, check, cluster_ip, cluster_ips, expect, expect_all, expect_failure,
     },
@@ -41,7 +41,9 @@ const TCP_ONLY: u8 = 5;
 fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let service = |name: &str, number: u8, port: u16| {
-        Service::new(name, &cluster_ips(number)).both(port).build()
+        ServiceManifest::new(name, &cluster_ips(number))
+            .both(port)
+            .build()
     };
     let mut objects = vec![
         service("local", LOCAL, PORT),
@@ -57,7 +59,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects.extend(Slice::both("mixed", PORT, TARGET, &mixed));
     objects.extend(Slice::both("same-port", TARGET, TARGET, &mixed));
     objects.push(
-        Service::new("tcp-only", &cluster_ips(TCP_ONLY))
+        ServiceManifest::new("tcp-only", &cluster_ips(TCP_ONLY))
             .port(Proto::Tcp, PORT)
             .build(),
     );

@@ -12,7 +12,7 @@ use lb_tests::{
         Difference, Kind, LONG_SILENCE, Outcome, PORT, Point, SILENCE, Subject, cases, explanation,
         objects, page, play, points, replace_generated, shown,
     },
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{TARGET, cluster_ips},
     tests, trials,
 };
@@ -51,9 +51,11 @@ fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
         .api()
         .apply_all(&objects(&cases, &subjects[0].world))?;
     let endpoint = [Endpoint::ready(subjects[0].world.a().pod(2))];
-    plane
-        .api()
-        .apply(&Service::new("last", &cluster_ips(LAST)).both(PORT).build())?;
+    plane.api().apply(
+        &ServiceManifest::new("last", &cluster_ips(LAST))
+            .both(PORT)
+            .build(),
+    )?;
     plane
         .api()
         .apply_all(&Slice::both("last", PORT, TARGET, &endpoint))?;

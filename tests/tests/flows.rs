@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, cluster_ip, cluster_ips},
     scenes,
     topology::{Ip, Place, World},
@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 fn objects(endpoints: &[Endpoint<'_>]) -> Vec<Value> {
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
@@ -188,7 +188,7 @@ fn two_services_to_one_backend_from_one_port_do_not_clash(scene: &Scene, what: &
     for backend in near_and_far(world) {
         let mut twins = Vec::new();
         for (name, number) in [("one", 11), ("two", 12)] {
-            let service = Service::new(name, &cluster_ips(number)).both(PORT);
+            let service = ServiceManifest::new(name, &cluster_ips(number)).both(PORT);
             twins.push(service.node_port(30080 + u16::from(number)).build());
             twins.extend(Slice::both(name, PORT, TARGET, &[Endpoint::ready(backend)]));
         }

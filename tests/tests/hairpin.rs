@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, external_ip, external_ips,
     },
@@ -29,7 +29,7 @@ const NODE_PORT: u16 = 30080;
 
 /// The only backend is a2.
 fn objects(world: &World) -> Vec<Value> {
-    let service = Service::new("own", &cluster_ips(1))
+    let service = ServiceManifest::new("own", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT);
     let mut objects = vec![service.external_ips(&external_ips(11)).build()];
@@ -39,7 +39,11 @@ fn objects(world: &World) -> Vec<Value> {
         TARGET,
         &[Endpoint::ready(world.a().pod(0))],
     ));
-    objects.push(Service::new("same", &cluster_ips(2)).both(TARGET).build());
+    objects.push(
+        ServiceManifest::new("same", &cluster_ips(2))
+            .both(TARGET)
+            .build(),
+    );
     objects.extend(Slice::both(
         "same",
         TARGET,
@@ -91,7 +95,11 @@ fn a_pod_among_several_backends_reaches_itself_and_the_others() -> Result<()> {
         let scene = Scene::start(&variant, |world| {
             let [a, b] = [world.a(), world.b()];
             let endpoints = [a.pod(0), a.pod(1), b.pod(0)].map(Endpoint::ready);
-            let mut objects = vec![Service::new("several", &cluster_ips(1)).both(PORT).build()];
+            let mut objects = vec![
+                ServiceManifest::new("several", &cluster_ips(1))
+                    .both(PORT)
+                    .build(),
+            ];
             objects.extend(Slice::both("several", PORT, TARGET, &endpoints));
             objects
         })?;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     agent::Agent,
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, Variant, cluster_ips, external_ip, external_ips},
     tests,
     topology::{Ip, Node, Place, World},
@@ -38,8 +38,8 @@ const ASKED: u16 = 31_000;
 const MOVED: u16 = 31_001;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn web(asked: u16) -> Service {
-    Service::new("web", &cluster_ips(1))
+fn web(asked: u16) -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(1))
         .both(PORT)
         .node_port(30080)
         .load_balancer(&external_ips(1))
@@ -47,7 +47,7 @@ fn web(asked: u16) -> Service {
         .field("healthCheckNodePort", json!(asked))
 }
 
-fn objects(web: &Service, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
+fn objects(web: &ServiceManifest, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
     let mut objects = vec![web.build()];
     objects.extend(Slice::both("web", PORT, TARGET, endpoints));
     objects

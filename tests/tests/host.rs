@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::ExitCode, time::Duration};
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all,
         expect_failure, external_ip, external_ips,
@@ -49,7 +49,7 @@ fn objects(world: &World) -> Vec<Value> {
     ];
     let mut objects = Vec::new();
     for (name, number, endpoints) in cases {
-        let service = Service::new(name, &cluster_ips(number))
+        let service = ServiceManifest::new(name, &cluster_ips(number))
             .both(PORT)
             .node_port(node_port(number));
         objects.push(
@@ -173,7 +173,7 @@ fn sockets_of_other_cgroups_and_namespaces_are_left_alone() -> Result<()> {
 /// Semantics 10.1: the call itself fails.
 fn a_host_process_is_refused_where_no_endpoint_exists() -> Result<()> {
     let scene = Scene::start(&Variant::plain(), |_| {
-        let service = Service::new("empty", &cluster_ips(4))
+        let service = ServiceManifest::new("empty", &cluster_ips(4))
             .both(PORT)
             .node_port(node_port(4));
         vec![

@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{Scene, TARGET, cluster_ip, cluster_ips},
     scenes,
     topology::{Ip, World},
@@ -40,7 +40,7 @@ fn objects(world: &World) -> Vec<Value> {
     ];
     for (name, number, pod, target) in cases {
         objects.push(
-            Service::new(name, &cluster_ips(number))
+            ServiceManifest::new(name, &cluster_ips(number))
                 .both(PORT)
                 .node_port(30080 + u16::from(number))
                 .build(),

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto, Server},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all},
     tests,
     topology::{Ip, World},
@@ -34,7 +34,7 @@ const NODE_PORT: u16 = 30080;
 fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
@@ -69,7 +69,7 @@ fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()
                 // As a backend, too.
                 let _servers = Server::start_all(pod, TARGET)?;
                 let mut grown = vec![
-                    Service::new("s", &cluster_ips(1))
+                    ServiceManifest::new("s", &cluster_ips(1))
                         .both(PORT)
                         .node_port(NODE_PORT)
                         .build(),

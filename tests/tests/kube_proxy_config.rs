@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use lb_tests::echo::{Dial, Failure, Proto, Stream};
 use lb_tests::{
     agent::{Agent, AgentOptions, binary},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect,
         expect_failure, external_ip, external_ips,
@@ -62,7 +62,7 @@ fn fields_of_the_file_take_effect() -> Result<()> {
     )?;
     let variant = Variant::plain().flag(&format!("--config={}", path.display()));
     let scene = Scene::start(&variant, |world| {
-        let web = Service::new("web", &cluster_ips(1))
+        let web = ServiceManifest::new("web", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .external_ips(&external_ips(1));
@@ -109,7 +109,11 @@ const HEAD: &str =
     "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nmode: nftables\n";
 
 fn web(world: &World) -> Vec<Value> {
-    let mut objects = vec![Service::new("web", &cluster_ips(1)).both(PORT).build()];
+    let mut objects = vec![
+        ServiceManifest::new("web", &cluster_ips(1))
+            .both(PORT)
+            .build(),
+    ];
     let endpoints = [Endpoint::ready(world.a().pod(1))];
     objects.extend(Slice::both("web", PORT, TARGET, &endpoints));
     objects

@@ -5,7 +5,7 @@ use std::{fs, process::ExitCode};
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Outcome},
-    manifest::{Endpoint, ManifestDir, Service, Slice, list},
+    manifest::{Endpoint, ManifestDir, ServiceManifest, Slice, list},
     scene::{SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips},
     tests,
     topology::{Ip, World},
@@ -30,7 +30,11 @@ fn main() -> ExitCode {
 const PORT: u16 = 80;
 
 fn service(name: &str, number: u8, world: &World) -> Vec<Value> {
-    let mut objects = vec![Service::new(name, &cluster_ips(number)).both(PORT).build()];
+    let mut objects = vec![
+        ServiceManifest::new(name, &cluster_ips(number))
+            .both(PORT)
+            .build(),
+    ];
     objects.extend(Slice::both(
         name,
         PORT,
@@ -59,7 +63,7 @@ fn files_are_followed_as_they_come_change_and_go() -> Result<()> {
     scene.until("renamed in", dial(world, 1), answered)?;
     let yaml = "\
 apiVersion: v1
-kind: Service
+kind: ServiceManifest
 metadata: {name: two, namespace: test}
 spec:
   clusterIP: 10.96.0.2
@@ -152,7 +156,7 @@ fn many_files_at_once_are_all_served() -> Result<()> {
 fn a_bad_file_is_named_and_its_last_good_state_serves() -> Result<()> {
     let good = "\
 apiVersion: v1
-kind: Service
+kind: ServiceManifest
 metadata: {name: file, namespace: test}
 spec:
   clusterIP: 10.96.0.1
@@ -255,7 +259,9 @@ fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
     let log = scene.a.log().len();
     scene.manifests.write(
         "second.json",
-        &Service::new("twice", &cluster_ips(2)).both(PORT).build(),
+        &ServiceManifest::new("twice", &cluster_ips(2))
+            .both(PORT)
+            .build(),
     )?;
     wait::until("an error that names both files", SOON, || {
         let news = scene.a.log()[log..].to_owned();

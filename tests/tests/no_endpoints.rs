@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, external_ip, external_ips,
     },
@@ -32,8 +32,8 @@ fn main() -> ExitCode {
 
 const PORT: u16 = 80;
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(30080 + u16::from(number))
         .external_ips(&external_ips(10 + number))

@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::ExitCode, time::Duration};
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ips, expect, expect_all, expect_failure,
         external_ip, external_ips,
@@ -44,28 +44,28 @@ const PORT: u16 = 80;
 
 /// A Service with every external frontend, by its number.
 #[derive(Clone, Copy)]
-struct Case {
+struct ExternalService {
     name: &'static str,
     number: u8,
 }
 
 /// Backend a3.
-const LOCAL: Case = Case {
+const LOCAL: ExternalService = ExternalService {
     name: "local",
     number: 1,
 };
 /// Backend b2.
-const REMOTE: Case = Case {
+const REMOTE: ExternalService = ExternalService {
     name: "remote",
     number: 2,
 };
 /// Backends a3, a4, b2, b3.
-const MIXED: Case = Case {
+const MIXED: ExternalService = ExternalService {
     name: "mixed",
     number: 3,
 };
 
-impl Case {
+impl ExternalService {
     fn node_port(self) -> u16 {
         30080 + u16::from(self.number)
     }
@@ -80,7 +80,7 @@ impl Case {
     }
 
     fn objects(self, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
-        let service = Service::new(self.name, &cluster_ips(self.number))
+        let service = ServiceManifest::new(self.name, &cluster_ips(self.number))
             .both(PORT)
             .node_port(self.node_port())
             .external_ips(&external_ips(10 + self.number))
@@ -268,7 +268,7 @@ fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| {
             let service = |name: &str, number: u8, ranges: &[&str]| {
-                let ports = Service::new(name, &cluster_ips(number))
+                let ports = ServiceManifest::new(name, &cluster_ips(number))
                     .both(PORT)
                     .node_port(30080 + u16::from(number));
                 ports

@@ -15,7 +15,7 @@ use lb_tests::{
     agent::{Agent, AgentOptions},
     control_plane::{self, ControlPlane, Role},
     echo::{Dial, Proto, Stream},
-    manifest::{Endpoint, ManifestDir, Service, Slice, list},
+    manifest::{Endpoint, ManifestDir, ServiceManifest, Slice, list},
     scene::{SILENCE, SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ips},
     tests,
     topology::{Ip, World, WorldOptions},
@@ -59,16 +59,16 @@ const COMMANDS: [&str; 5] = ["status", "services", "backends", "flows", "interfa
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn objects(world: &World) -> Vec<Value> {
-    let web = Service::new("web", &cluster_ips(1))
+    let web = ServiceManifest::new("web", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .external_ips(&external_ips(1))
         .affinity(600);
-    let far = Service::new("far", &cluster_ips(2))
+    let far = ServiceManifest::new("far", &cluster_ips(2))
         .both(PORT)
         .node_port(NODE_PORT + 10)
         .external_local();
-    let rival = Service::new("web-rival", &cluster_ips(3))
+    let rival = ServiceManifest::new("web-rival", &cluster_ips(3))
         .both(PORT)
         .external_ips(&external_ips(1));
     let near_and_far = [
@@ -510,7 +510,9 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
     let changes = agent.metric("kubeproxy_sync_proxy_rules_service_changes_total", &[])?;
     manifests.write(
         "more.json",
-        &Service::new("more", &cluster_ips(9)).both(PORT).build(),
+        &ServiceManifest::new("more", &cluster_ips(9))
+            .both(PORT)
+            .build(),
     )?;
     manifests.write_text("broken.yaml", "kind: [\n")?;
     wait::until("the change and the broken file are counted", SOON, || {
@@ -532,7 +534,7 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
 /// 28.19).
 fn an_object_without_room_is_named_and_the_rest_is_served() -> Result<()> {
     let service = |name: &str, number: u8, ports: &[u16], endpoints: &[Endpoint<'_>]| {
-        let mut service = Service::new(name, &[cluster_ip(Ip::V4, number)]);
+        let mut service = ServiceManifest::new(name, &[cluster_ip(Ip::V4, number)]);
         let mut slice = Slice::new(name, Ip::V4);
         for port in ports {
             service = service.port(Proto::Tcp, *port);
@@ -649,7 +651,7 @@ fn a_source_translated_flow_is_one_row() -> Result<()> {
     ];
     for (variant, is_xdp) in variants {
         let scene = Scene::start(&variant, |world| {
-            let service = Service::new("remote", &cluster_ips(1))
+            let service = ServiceManifest::new("remote", &cluster_ips(1))
                 .both(PORT)
                 .node_port(NODE_PORT);
             let mut objects = vec![service.build()];
@@ -881,7 +883,7 @@ fn wait_event(plane: &ControlPlane, reason: &str, kind: &str) -> Result<Value> {
 /// sent away, and what is served stays.
 fn a_node_object_that_changes_or_goes_is_taken_over() -> Result<()> {
     let local = |world: &World| {
-        let service = Service::new("web", &cluster_ips(20))
+        let service = ServiceManifest::new("web", &cluster_ips(20))
             .both(PORT)
             .node_port(NODE_PORT);
         let mut objects = vec![service.build()];

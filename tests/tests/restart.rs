@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::Agent,
     echo::{Datagrams, Dial, Proto, Stream, Traffic},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect},
     tests,
     topology::{Ip, World},
@@ -36,14 +36,14 @@ fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let endpoints = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)].map(Endpoint::ready);
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
     ];
     objects.extend(Slice::both("s", PORT, TARGET, &endpoints));
     objects.push(
-        Service::new("sticky", &cluster_ips(2))
+        ServiceManifest::new("sticky", &cluster_ips(2))
             .both(PORT)
             .affinity(10_800)
             .build(),
@@ -219,7 +219,7 @@ fn changes_made_while_the_agent_was_away_are_applied() -> Result<()> {
     {
         let [a, b] = [scene.world.a(), scene.world.b()];
         let mut changed = vec![
-            Service::new("new", &cluster_ips(3))
+            ServiceManifest::new("new", &cluster_ips(3))
                 .both(PORT)
                 .node_port(30083)
                 .build(),

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use lb_tests::{
     agent::{Agent, AgentOptions},
     echo::{Dial, Failure, Proto, Server},
-    manifest::{self, Endpoint, ManifestDir, Service, Slice},
+    manifest::{self, Endpoint, ManifestDir, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect, expect_failure,
         external_ip, external_ips,
@@ -61,8 +61,8 @@ fn node_port(number: u8) -> u16 {
     30080 + u16::from(number)
 }
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(node_port(number))
         .external_ips(&external_ips(10 + number))

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Result, anyhow, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all,
         external_ip, external_ips,
@@ -42,12 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A lost SYN is sent again after a second.
 const AT_ONCE: Duration = Duration::from_millis(950);
 
-fn web() -> Service {
-    Service::new("web", &cluster_ips(1)).load_balancer(&external_ips(21))
+fn web() -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(1)).load_balancer(&external_ips(21))
 }
 
 /// A Service of these protocols with a backend on node-b.
-fn with(service: Service, protos: &[Proto], world: &World) -> Vec<Value> {
+fn with(service: ServiceManifest, protos: &[Proto], world: &World) -> Vec<Value> {
     let service = protos
         .iter()
         .fold(service, |service, proto| service.port(*proto, PORT));
@@ -224,7 +224,7 @@ fn a_family_comes_and_goes_and_the_other_does_not_blink() -> Result<()> {
                 let mut objects = with(web(), &Proto::BOTH, world);
                 let is_single = round % 2 == 0;
                 if is_single {
-                    let service = Service::new("web", &[cluster_ip(stays, 1)])
+                    let service = ServiceManifest::new("web", &[cluster_ip(stays, 1)])
                         .load_balancer(&external_ips(21));
                     objects[0] = with(service, &Proto::BOTH, world).swap_remove(0);
                 }
@@ -248,7 +248,7 @@ fn a_family_comes_and_goes_and_the_other_does_not_blink() -> Result<()> {
 fn an_address_of_two_services_stays_when_one_goes() -> Result<()> {
     let scene = Scene::start(&Variant::native(), |world| with(web(), &Proto::BOTH, world))?;
     let world = &scene.world;
-    let other = Service::new("other", &cluster_ips(2))
+    let other = ServiceManifest::new("other", &cluster_ips(2))
         .both(81)
         .node_port(30081)
         .load_balancer(&external_ips(21));

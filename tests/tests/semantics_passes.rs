@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips},
     tests,
     topology::{Ip, World},
@@ -31,7 +31,11 @@ fn objects(world: &World) -> Vec<Value> {
     let mut objects = Vec::new();
     for number in 1..=MANY {
         let name = format!("s{number}");
-        objects.push(Service::new(&name, &cluster_ips(number)).both(PORT).build());
+        objects.push(
+            ServiceManifest::new(&name, &cluster_ips(number))
+                .both(PORT)
+                .build(),
+        );
         objects.extend(Slice::both(&name, PORT, TARGET, &endpoints));
     }
     objects

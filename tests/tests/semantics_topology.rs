@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{self, Endpoint, Service, Slice},
+    manifest::{self, Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect_all, external_ip,
         external_ips,
@@ -32,7 +32,7 @@ const SERVICE: u8 = 1;
 /// An endpoint and its hints: zones, nodes.
 type Hinted<'a> = (&'a Place, &'a [&'a str], &'a [&'a str]);
 
-fn objects(service: Service, endpoints: &[Hinted<'_>]) -> Vec<Value> {
+fn objects(service: ServiceManifest, endpoints: &[Hinted<'_>]) -> Vec<Value> {
     let ready: Vec<Endpoint<'_>> = endpoints
         .iter()
         .map(|(place, ..)| Endpoint::ready(place))
@@ -51,8 +51,8 @@ fn objects(service: Service, endpoints: &[Hinted<'_>]) -> Vec<Value> {
     objects
 }
 
-fn web() -> Service {
-    Service::new("web", &cluster_ips(SERVICE))
+fn web() -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(SERVICE))
         .both(PORT)
         .node_port(30080)
         .load_balancer(&external_ips(21))

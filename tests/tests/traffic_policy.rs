@@ -5,7 +5,7 @@ use std::{net::IpAddr, process::ExitCode};
 use anyhow::{Context as _, Result};
 use lb_tests::{
     echo::{Dial, Failure, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect,
         expect_all, expect_failure, external_ip, external_ips,
@@ -38,8 +38,8 @@ fn main() -> ExitCode {
 
 const PORT: u16 = 80;
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(30080 + u16::from(number))
         .external_ips(&external_ips(10 + number))

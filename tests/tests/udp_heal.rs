@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Outcome, Proto, Server},
-    manifest::{Endpoint, Service, Slice, list},
+    manifest::{Endpoint, ServiceManifest, Slice, list},
     scene::{SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ip, external_ips},
     scenes, tests,
     topology::{Ip, Place, World},
@@ -51,8 +51,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const AGENT_LOOKS: Duration = Duration::from_secs(1);
 
 /// The Service at every kind of frontend.
-fn service() -> Service {
-    Service::new("s", &cluster_ips(1))
+fn service() -> ServiceManifest {
+    ServiceManifest::new("s", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .load_balancer(&external_ips(21))
@@ -308,7 +308,11 @@ fn endpoint_port_changed(scene: &Scene, what: &str) -> Result<()> {
 // semantics 17.2.f, 17.6
 fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
     let [near, _] = near_and_far(&scene.world);
-    let mut bare = vec![Service::new("s", &cluster_ips(1)).both(PORT).build()];
+    let mut bare = vec![
+        ServiceManifest::new("s", &cluster_ips(1))
+            .both(PORT)
+            .build(),
+    ];
     bare.extend(Slice::both("s", PORT, TARGET, &[Endpoint::ready(near)]));
     scene.replace(&bare)?;
     let mut senders = senders(&scene.world);
