@@ -269,3 +269,49 @@ fn set_feature(socket: &Socket, interface: &str, command: u32, on: bool) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_has_only_loopback_and_leaves_the_caller_alone() -> Result<()> {
+        crate::require!(Root);
+        let outside = fs::read_link("/proc/thread-self/ns/net")?;
+        let ns = NetNs::new("empty")?;
+        let inside = ns.run(|| fs::read_link("/proc/thread-self/ns/net"))??;
+        assert_ne!(outside, inside);
+        assert_eq!(outside, fs::read_link("/proc/thread-self/ns/net")?);
+        let links = ns.output("ip", &["-o", "link"])?;
+        assert_eq!(links.lines().count(), 1, "{links}");
+        assert!(links.contains("lo:"), "{links}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_published_namespace_has_its_name_until_dropped() -> Result<()> {
+        crate::require!(Root);
+        let name = format!("lb-test-{}-published", std::process::id());
+        let published = NetNs::new("named")?.publish(&name)?;
+        let listed = || -> Result<bool> {
+            let output = Command::new("ip").args(["netns", "list"]).output()?;
+            Ok(String::from_utf8_lossy(&output.stdout).contains(&name))
+        };
+        assert!(listed()?);
+        drop(published);
+        assert!(!listed()?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_failing_batch_names_the_line_and_the_namespace() -> Result<()> {
+        crate::require!(Root);
+        let ns = NetNs::new("broken")?;
+        let error = ns
+            .ip("link set lo up\nlink set nothing up\n")
+            .expect_err("there is no such interface");
+        assert!(error.to_string().contains("broken"), "{error}");
+        assert!(error.to_string().contains("nothing"), "{error}");
+        Ok(())
+    }
+}

@@ -1,7 +1,6 @@
 //! Rolling updates under traffic: our agent beside the real kube-proxy, at one API server (semantics 17, 18.1).
 
 use std::{
-    process::ExitCode,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -12,20 +11,13 @@ use lb_tests::{
     control_plane::ControlPlane,
     differential::{Kind, Subject},
     echo::{Datagrams, Dial, Stream},
-    manifest::{Endpoint, ServiceManifest, Slice},
+    manifest::{Endpoint, Service, Slice},
+    require,
     scene::{SOON, TARGET, cluster_ip, cluster_ips},
-    tests,
     topology::{Ip, Place, World, WorldOptions},
-    trials, wait,
+    wait,
 };
 use serde_json::Value;
-
-fn main() -> ExitCode {
-    trials::run(tests!(
-        [Root, Bpf, Cgroup2, Nft, ControlPlane],
-        [rolling_updates_break_nothing]
-    ))
-}
 
 const PORT: u16 = 80;
 /// Services that are rolled, numbered from here.
@@ -165,7 +157,9 @@ fn ask(
 }
 
 // semantics 17.2.a, 18.1, 22.5
+#[test]
 fn rolling_updates_break_nothing() -> Result<()> {
+    require!(Root, Bpf, Cgroup2, Nft, ControlPlane);
     let plane = ControlPlane::start()?;
     let options = WorldOptions {
         pods_per_node: PODS,
@@ -179,7 +173,7 @@ fn rolling_updates_break_nothing() -> Result<()> {
     let api = plane.api();
     for service in services.clone() {
         api.apply(
-            &ServiceManifest::new(&name(service), &cluster_ips(service))
+            &Service::new(&name(service), &cluster_ips(service))
                 .both(PORT)
                 .build(),
         )?;

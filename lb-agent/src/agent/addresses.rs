@@ -9,7 +9,7 @@ use lb_common::{
     abi::{InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey},
 };
 
-use super::parts::Agent;
+use super::Agent;
 use crate::{
     bpf::maps::{MapResult, TypedMap},
     config::{Masquerade, ObjectSource, SocketLb},

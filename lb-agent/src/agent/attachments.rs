@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::parts::Agent;
+use super::Agent;
 use crate::{
     config::SocketLb,
     node::{self, Rules, cgroup2_mount},

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::parts::Agent;
+use super::Agent;
 use crate::{
     config::{Config, conntrack, file::Look},
     error::chain,

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::Command;
+use clap::CommandFactory as _;
 
-use super::cleanup;
+use super::{Cli, cleanup};
 use crate::{agent, config::RunArgs, telemetry::log};
 
-/// Runs the agent until a signal ends it. `command` is the whole command line.
-pub(super) fn run(args: &RunArgs, command: &Command) -> Result<()> {
+/// Runs the agent until a signal ends it.
+pub(super) fn run(args: &RunArgs) -> Result<()> {
     let started = Instant::now();
     log::init(args.log_format)?;
     let config = args.validate()?;
@@ -25,11 +25,12 @@ pub(super) fn run(args: &RunArgs, command: &Command) -> Result<()> {
     if args.init_only {
         return agent::init_only(&config);
     }
-    agent::run(args, config, flags(command), started)
+    agent::run(args, config, flags(), started)
 }
 
 /// Flags of `run` with their values, defaults included.
-fn flags(command: &Command) -> Vec<(String, String)> {
+fn flags() -> Vec<(String, String)> {
+    let command = Cli::command();
     let matches = command.clone().try_get_matches_from(std::env::args_os());
     let matches = matches.ok();
     let run = matches
@@ -43,7 +44,7 @@ fn flags(command: &Command) -> Vec<(String, String)> {
     let args = command
         .find_subcommand("run")
         .into_iter()
-        .flat_map(Command::get_arguments);
+        .flat_map(clap::Command::get_arguments);
     let mut flags: Vec<(String, String)> = args
         .filter_map(|arg| {
             let id = arg.get_id().as_str();

@@ -15,8 +15,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    interfaces,
-    query::View,
+    View, interfaces,
     table::{NOTHING, Output, or_nothing, print_json, print_text, render},
 };
 use crate::{
@@ -25,14 +24,14 @@ use crate::{
         sys::{self, MapInfo},
     },
     telemetry::{
-        counters::CounterValues,
+        metrics::CounterValues,
         state::{Conflict, ManifestProblem, Running, Unserved, Warning},
     },
 };
 
 /// Everything that `status` tells.
 #[derive(Serialize, Clone, Debug)]
-pub(super) struct Status {
+pub struct Status {
     /// Version of the map layout.
     pub abi_version: u32,
     /// Pin directory.
@@ -75,7 +74,7 @@ pub(super) struct Status {
 
 /// How full a map is.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub(super) struct MapUse {
+pub struct MapUse {
     /// Its name.
     pub map: String,
     /// Entries in use; absent where that means nothing. Of `selection`: rows.
@@ -86,7 +85,7 @@ pub(super) struct MapUse {
 
 /// A counter.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub(super) struct Count {
+pub struct Count {
     /// Its name in metrics.
     pub name: &'static str,
     /// What it counts.
@@ -436,7 +435,7 @@ impl MapUse {
 }
 
 /// Prints the status.
-pub(super) fn status(view: &View) -> Result<()> {
+pub fn status(view: &View) -> Result<()> {
     let status = Status::read(view)?;
     match view.output {
         Output::Json => print_json(&status),

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use clap::Args;
 
-use super::{
-    conntrack::Setting,
-    error::{ConfigError, invalid},
-};
+use super::{ConfigError, conntrack::Setting, invalid};
 use crate::net::Prefix;
 
 /// Gates that mean something here.
@@ -28,7 +25,7 @@ const MODES: [&str; 4] = ["", "iptables", "ipvs", "nftables"];
 /// Flags of kube-proxy.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Flags of kube-proxy")]
-pub(crate) struct CompatArgs {
+pub struct CompatArgs {
     /// Switches by name; AllowServiceExternalIPs has an effect
     #[arg(long, value_name = "NAME=true|false,…", value_delimiter = ',')]
     pub feature_gates: Vec<String>,
@@ -83,7 +80,7 @@ macro_rules! ignored {
     (values: $($value:ident)*; switches: $($switch:ident)*;) => {
         /// Flags that are accepted and have no effect.
         #[derive(Args, Clone, Debug, Default)]
-        pub(crate) struct IgnoredArgs {
+        pub struct IgnoredArgs {
             $(#[arg(long, hide = true, allow_hyphen_values = true)] pub(crate) $value: Option<String>,)*
             $(#[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
             pub(crate) $switch: Option<String>,)*
@@ -112,7 +109,7 @@ ignored! {
 
 /// How a packet is known to come from a pod (semantics 9.3).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) enum LocalDetector {
+pub enum LocalDetector {
     /// It arrives by a pod interface, found by its kind.
     #[default]
     ByInterface,
@@ -128,7 +125,7 @@ pub(crate) enum LocalDetector {
 
 impl LocalDetector {
     /// From `--detect-local-mode` and what belongs to it.
-    pub(crate) fn new(
+    pub fn new(
         mode: Option<&str>,
         cidrs: &[Prefix],
         flags: &CompatArgs,
@@ -166,7 +163,7 @@ impl LocalDetector {
     }
 
     /// Pattern of interfaces that are pod interfaces by it.
-    pub(crate) fn pod_pattern(&self) -> Option<String> {
+    pub fn pod_pattern(&self) -> Option<String> {
         match self {
             LocalDetector::BridgeInterface(name) => Some(name.clone()),
             LocalDetector::InterfaceNamePrefix(prefix) => Some(format!("{prefix}*")),
@@ -176,7 +173,7 @@ impl LocalDetector {
 }
 
 /// Whether `spec.externalIPs` are served (semantics 4.3). An unknown gate is no reason to leave a node without Services.
-pub(super) fn allows_external_ips(
+pub fn allows_external_ips(
     gates: &[String],
     warnings: &mut Vec<String>,
 ) -> Result<bool, ConfigError> {
@@ -213,7 +210,7 @@ pub(super) fn switch(text: &str) -> Option<bool> {
 }
 
 /// Seconds of a duration such as `1h30m`, `90s` or `0`, rounded up.
-pub(super) fn seconds(text: &str) -> Option<u64> {
+pub fn seconds(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
@@ -247,7 +244,7 @@ pub(super) fn seconds(text: &str) -> Option<u64> {
 
 impl CompatArgs {
     /// What is to be written to the kernel: only what was given (semantics 24.9).
-    pub(crate) fn conntrack(&self) -> Result<Vec<Setting>, ConfigError> {
+    pub fn conntrack(&self) -> Result<Vec<Setting>, ConfigError> {
         let mut settings = Vec::new();
         let (per_core, min) = (self.conntrack_max_per_core, self.conntrack_min);
         if (per_core.is_some() || min.is_some()) && per_core != Some(0) {
@@ -290,7 +287,7 @@ impl CompatArgs {
     }
 
     /// `--bind-address`.
-    pub(crate) fn bind_address(&self) -> Result<Option<IpAddr>, ConfigError> {
+    pub fn bind_address(&self) -> Result<Option<IpAddr>, ConfigError> {
         let Some(text) = self.bind_address.as_deref().filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
@@ -305,7 +302,7 @@ impl CompatArgs {
     }
 
     /// What a person should know about flags without an effect.
-    pub(crate) fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(mode) = &self.ignored.proxy_mode
             && !MODES.contains(&mode.as_str())

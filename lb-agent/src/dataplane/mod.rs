@@ -10,24 +10,24 @@
 //! gc                               flows → dead flows, by the store alone
 //! ```
 
-mod apply;
-mod audit;
+pub mod apply;
+pub mod audit;
 mod cluster_span;
 mod family;
 mod frontend_map;
-pub(crate) mod gc;
+pub mod gc;
 mod ids;
 mod maglev;
 mod model;
-pub(crate) mod pinned;
+pub mod pinned;
 mod port_filter;
-mod report;
+pub mod report;
 mod rest;
 mod restore;
 mod selection;
 mod shared;
 mod slab;
-pub(crate) mod store;
+pub mod store;
 mod uses;
 
 #[cfg(test)]
@@ -35,6 +35,6 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use apply::{Dataplane, DataplaneConfig};
-pub(crate) use report::ApplyReport;
-pub(crate) use store::MapStore;
+pub use apply::{Dataplane, DataplaneConfig};
+pub use report::{ApplyError, ApplyReport, AuditReport, Usage};
+pub use store::{MapStore, StoreError};

@@ -51,8 +51,9 @@ impl<S: MapStore> Shared<S> {
         }
     }
 
-    /// Makes `port_filter` say what frontends need, whoever changed it.
-    pub(crate) fn repair_ports(&mut self) {
-        self.used_ports.repair(&mut self.store, &mut self.report);
+    /// Clears the bits of `port_filter` that nothing needs, whoever set them.
+    pub(crate) fn clear_unused_ports(&mut self) {
+        self.used_ports
+            .clear_unused(&mut self.store, &mut self.report);
     }
 }

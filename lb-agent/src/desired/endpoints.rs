@@ -9,7 +9,7 @@ use crate::{
 
 /// An endpoint of a service port before the policies decide about it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Candidate<'a> {
+pub struct Candidate<'a> {
     /// Its port.
     pub port: u16,
     /// On this node (5.11).
@@ -22,11 +22,11 @@ pub(crate) struct Candidate<'a> {
 
 impl Candidate<'_> {
     /// Its address.
-    pub(crate) const fn addr(&self) -> IpAddr {
+    pub const fn addr(&self) -> IpAddr {
         self.source.addr
     }
     /// May be used when nothing is ready (6.2, 6.3).
-    pub(crate) const fn is_fallback(&self) -> bool {
+    pub const fn is_fallback(&self) -> bool {
         self.source.serving && self.source.terminating
     }
     /// Of two with one address and port the greater one is meant (5.13).
@@ -44,7 +44,7 @@ impl Candidate<'_> {
 
 /// The union over all slices (sorted by name) of endpoint × port of this name, protocol and family
 /// (5.4), sorted by address and port, none twice.
-pub(crate) fn of_port<'a>(
+pub fn of_port<'a>(
     slices: &'a [Arc<EndpointSlice>],
     family: IpFamily,
     name: &str,

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_agent::{
     bpf::maps::{Access, FlowMapKey, TypedMap, pin_dir},
-    kube::manifests::ManifestSource,
+    kube::ManifestSource,
 };
 use lb_common::{
     V4, V6,
@@ -24,9 +24,8 @@ use lb_common::{
 
 use super::{Effort, Report, Row, median, progress, quantile, sys};
 use crate::{
-    agent::{Agent, AgentOptions},
+    agent::{Agent, AgentOptions, TempDir},
     manifest::ManifestDir,
-    tempdir::TempDir,
     topology::{World, WorldOptions},
 };
 
