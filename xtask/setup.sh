@@ -22,9 +22,6 @@ cd "$(dirname "$0")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lb-ebpf
 PATH=$cache/bin:$PATH:/usr/sbin:/sbin
 mkdir -p "$cache/bin"
-# Held by one set-up at a time: two checkouts may set up at once.
-exec 9>"$cache/setup.lock"
-flock 9
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -240,7 +237,12 @@ for part; do
 done
 running=()
 for part in "${parts[@]}"; do
-	$part &
+	# Held while a part is looked at and installed: two checkouts may set up at once.
+	(
+		exec 9>"$cache/$part.lock"
+		flock 9
+		$part
+	) &
 	running+=($!)
 done
 status=0
