@@ -4,9 +4,10 @@
 use arbitrary::{Arbitrary, Unstructured};
 use lb_common::abi::{Be16, Translation};
 use lb_common::family::Address;
-use lb_common::pipeline::ip::{FragmentPart, Ip};
+use lb_common::pipeline::head::{FragmentPart, Parsed};
+use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::{Offset, PacketBuf};
-use lb_common::pipeline::parse::{self, Fast, Parsed};
+use lb_common::pipeline::parse::{self, Fast};
 use lb_common::pipeline::rewrite::{self, Addresses};
 use lb_common::{V4, V6};
 use lb_tests::cases::At;

@@ -7,17 +7,14 @@
 //! The packet's key and entry lie in the per-CPU [`Scratch`]: two keys and two entries of IPv6 do not
 //! fit on the stack of a program beside everything else.
 
+use super::affinity;
+use super::head::Parsed;
 use super::ip::Ip;
-use super::parse::Parsed;
-use super::select::Choice;
 use super::tables::{FlowEntry, Insert, Tables};
-use super::{hash, verdict::Hook};
 use crate::abi::{
-    Affinity, AffinityKey, Backend, BackendFlags, Be16, Counter, DropReason, Flow, FlowFlags,
-    FlowKey, ModeFlags, Scratch, Service, ServiceFlags, ServiceKey, Side, Translation, flow_check,
-    proto, service_check,
+    Counter, DropReason, Flow, FlowFlags, FlowKey, Scratch, Side, Translation, flow_check, proto,
 };
-use crate::wire::{Ports, TcpFlags};
+use crate::wire::TcpFlags;
 
 /// Where a flow stands, its entry read into the scratch.
 #[derive(Clone, Copy)]
@@ -37,9 +34,6 @@ pub const RENEW: u32 = 2;
 pub const fn is_due(last_use: u32, stamp: u32) -> bool {
     stamp.wrapping_sub(last_use) >= RENEW
 }
-
-/// Source ports that are tried for one flow.
-const PORT_TRIES: u32 = 6;
 
 /// Looks the scratch's key up, confirmed flows first, and reads its entry into the scratch. An element
 /// that was handed out again meanwhile is looked up once more.
@@ -306,306 +300,8 @@ pub fn confirm<F: Ip, T: Tables<F>>(
     tables.remove_opening(key);
     tables.remove_opening(other_key);
     tables.count(Counter::FlowConfirmed);
-    remember_affinity(tables, key, flow);
+    affinity::remember_flow(tables, key, flow);
     true
-}
-
-/// Writes the affinity entry of a confirmed flow (semantics 13.2).
-#[inline(always)]
-fn remember_affinity<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &Flow<F>) {
-    let Some(service) = service(tables, &ServiceKey::new(key.daddr, key.dport, key.proto)) else {
-        return;
-    };
-    if service.affinity_secs == 0 {
-        return;
-    }
-    let affinity_key = AffinityKey {
-        service_id: service.id,
-        client: key.saddr,
-    };
-    if tables.affinity(&affinity_key).is_some() {
-        return;
-    }
-    let value = Affinity {
-        backend: flow.backend,
-        generation: flow.generation,
-        last_used_ns: tables.now_ns(),
-    };
-    tables.set_affinity(&affinity_key, &value);
-}
-
-/// A frontend whose check holds. An element that was handed out again meanwhile is looked up once more.
-#[inline(always)]
-pub fn service<F: Ip, T: Tables<F>>(tables: &T, key: &ServiceKey<F>) -> Option<Service> {
-    let service = tables.service(key)?;
-    if service.check == service_check(key, &service) {
-        return Some(service);
-    }
-    tables.count(Counter::StaleElement);
-    let service = tables.service(key)?;
-    if service.check == service_check(key, &service) {
-        Some(service)
-    } else {
-        None
-    }
-}
-
-/// Whether the reply tuple of the scratch's key, were it not translated, belongs to a flow.
-#[inline(always)]
-pub fn is_reply_taken<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> bool {
-    let Scratch { key, other_key, .. } = scratch;
-    *other_key = FlowKey::new(
-        key.daddr,
-        key.saddr,
-        key.dport,
-        key.sport,
-        key.proto,
-        Side::Out,
-    );
-    tables
-        .flow(other_key)
-        .or_else(|| tables.opening(other_key))
-        .is_some()
-}
-
-/// How the source of a new flow is to be handled.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Nat {
-    /// Kept.
-    Keep,
-    /// An address of this node takes its place.
-    Snat,
-    /// A pod through a VIP to itself.
-    Hairpin,
-}
-
-/// Decides source translation (semantics 9; docs/decisions.md, "Translate the source only where the reply would miss the node").
-#[inline(always)]
-pub fn nat<F: Ip>(
-    modes: ModeFlags,
-    hook: Hook,
-    service: &Service,
-    client: &F::Addr,
-    backend: &Backend<F>,
-) -> Nat {
-    let pod = hook == Hook::Pod;
-    if *client == backend.addr && pod {
-        return Nat::Hairpin;
-    }
-    if backend.has(BackendFlags::HOST) {
-        // The packet ends on this host: its answer passes our egress hook (9.5).
-        return Nat::Keep;
-    }
-    if !pod && (!backend.has(BackendFlags::LOCAL) || *client == backend.addr) {
-        return Nat::Snat;
-    }
-    let is_kept = !service.is_internal() && service.has(ServiceFlags::EXTERNAL_LOCAL);
-    if modes.contains(ModeFlags::MASQUERADE_ALL) && !is_kept {
-        return Nat::Snat;
-    }
-    if modes.contains(ModeFlags::MASQUERADE_KUBE_PROXY) {
-        let snat = if service.is_internal() {
-            !pod
-        } else {
-            !service.has(ServiceFlags::EXTERNAL_LOCAL)
-        };
-        return if snat { Nat::Snat } else { Nat::Keep };
-    }
-    Nat::Keep
-}
-
-/// The source of a new flow.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<F: Ip> {
-    /// How it is handled.
-    pub nat: Nat,
-    /// The node's address that takes its place, where it does.
-    pub addr: F::Addr,
-    /// First and last port for source translation, host byte order.
-    pub ports: (u16, u16),
-    /// Next hop for XDP: interface and link-layer address; 0 unknown.
-    pub ifindex: u32,
-    /// See `ifindex`.
-    pub dmac: crate::abi::MacAddr,
-    /// Flags to set in the original entry.
-    pub flags: FlowFlags,
-}
-
-/// Writes both entries of a new flow of the scratch's key. The scratch then holds the original entry:
-/// ours, or that of the CPU that was first.
-#[inline(always)]
-pub fn open<F: Ip, T: Tables<F>>(
-    tables: &T,
-    scratch: &mut Scratch<F>,
-    choice: &Choice<F>,
-    source: &Source<F>,
-) -> Result<(), DropReason> {
-    let Scratch {
-        key,
-        flow,
-        other_key: reply_key,
-        other: reply,
-    } = scratch;
-    let stamp = tables.stamp();
-
-    flow.check = flow_check(key);
-    flow.stamp = stamp;
-    flow.backend = choice.id;
-    flow.generation = choice.backend.generation();
-    flow.ifindex = source.ifindex;
-    flow.dmac = source.dmac;
-    flow.flags = FlowFlags::SEEN | source.flags;
-    flow.to = Translation {
-        saddr: if source.nat == Nat::Keep {
-            key.saddr
-        } else {
-            source.addr
-        },
-        daddr: choice.backend.addr,
-        sport: key.sport,
-        dport: choice.backend.port,
-    };
-    reply.stamp = stamp;
-    reply.backend = flow.backend;
-    reply.generation = flow.generation;
-    reply.ifindex = 0;
-    reply.dmac = Default::default();
-    reply.flags = FlowFlags::REPLY | (source.flags & FlowFlags::DIRECT);
-    reply.to = Translation {
-        saddr: key.daddr,
-        daddr: key.saddr,
-        sport: key.dport,
-        dport: key.sport,
-    };
-    if key.side == Side::PodIn as u8 {
-        reply.flags |= FlowFlags::ORIGINAL_AT_POD;
-    }
-    match source.nat {
-        Nat::Keep => {}
-        Nat::Snat => {
-            flow.flags |= FlowFlags::SNAT;
-            reply.flags |= FlowFlags::SNAT;
-            if choice.backend.has(BackendFlags::LOCAL) {
-                flow.flags |= FlowFlags::REPLY_AT_POD;
-            }
-        }
-        Nat::Hairpin => {
-            flow.flags |= FlowFlags::HAIRPIN | FlowFlags::REPLY_AT_POD;
-            reply.flags |= FlowFlags::HAIRPIN;
-        }
-    }
-    write_reply(tables, key, flow, reply_key, reply, source)?;
-    let mut tries = 0;
-    while tries < 2 {
-        match tables.insert_opening(key, flow) {
-            Insert::Done => {
-                tables.count(Counter::NewFlow);
-                tables.count_service_flow(choice.backend.service_id);
-                return Ok(());
-            }
-            Insert::Failed => break,
-            Insert::Exists => {}
-        }
-        tables.count(Counter::InsertRace);
-        let Some(winner) = tables.opening(key).or_else(|| tables.flow(key)) else {
-            break;
-        };
-        *reply = winner.read();
-        if reply.check == flow.check {
-            if reply.to != flow.to {
-                tables.remove_opening(reply_key);
-            }
-            *flow = *reply;
-            return Ok(());
-        }
-        // Not this key's: a stale element, or a tuple that IPv6 packs alike, which only a forged source has. It must
-        // not keep this one out.
-        tables.remove_opening(key);
-        tries += 1;
-    }
-    tables.remove_opening(reply_key);
-    Err(DropReason::FlowInsert)
-}
-
-/// Writes the reply entry of a new flow under a tuple that is free, with another source port where need
-/// be.
-#[inline(always)]
-fn write_reply<F: Ip, T: Tables<F>>(
-    tables: &T,
-    key: &FlowKey<F>,
-    flow: &mut Flow<F>,
-    reply_key: &mut FlowKey<F>,
-    reply: &mut Flow<F>,
-    source: &Source<F>,
-) -> Result<(), DropReason> {
-    let (first, last) = (source.ports.0 as u32, source.ports.1 as u32);
-    let span = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
-    let keep = source.nat == Nat::Keep && !source.flags.contains(FlowFlags::DIRECT);
-    let mut hash = hash::connection::<F>(
-        &key.saddr,
-        &key.daddr,
-        Ports::join(key.sport, key.dport),
-        key.proto,
-    );
-    let mut written = false;
-    let mut tries = 0;
-    while tries < PORT_TRIES {
-        // A kept source keeps its port where it can; a translated one gets a port of the range, which
-        // the port filter lets in.
-        if tries > 0 || !keep {
-            let port = first.wrapping_add(hash::scale(hash, span));
-            #[allow(clippy::cast_possible_truncation, reason = "between two ports")]
-            let port = port as u16;
-            flow.to.sport = Be16::from_host(port);
-            hash = hash.wrapping_mul(0x9e37_79b1).wrapping_add(0x7f4a_7c15);
-        }
-        if tries == 1 {
-            tables.count(Counter::PortRewritten);
-        }
-        tries += 1;
-        *reply_key = flow.partner_key(key);
-        reply.check = flow_check(reply_key);
-        if let Some(entry) = tables.flow(reply_key) {
-            if entry.read().to == reply.to {
-                // UDP that is selected anew to the same address: its reply entry stands.
-                return Ok(());
-            }
-            continue;
-        }
-        match tables.insert_opening(reply_key, reply) {
-            Insert::Done => {
-                written = true;
-                break;
-            }
-            Insert::Failed => return Err(DropReason::FlowInsert),
-            Insert::Exists => {
-                if tables
-                    .opening(reply_key)
-                    .is_some_and(|entry| entry.read().to == reply.to)
-                {
-                    // Another CPU makes the same flow: its entry is what ours would be.
-                    tables.count(Counter::InsertRace);
-                    return Ok(());
-                }
-            }
-        }
-    }
-    if written {
-        return Ok(());
-    }
-    // A flood that confirms nothing must not keep the ports: an idle opening gives way. Its flow notices
-    // at its next packet (`ensure_reply`).
-    if tables
-        .opening(reply_key)
-        .is_some_and(|entry| is_due(entry.stamp(), reply.stamp))
-    {
-        tables.remove_opening(reply_key);
-        if tables.insert_opening(reply_key, reply) == Insert::Done {
-            return Ok(());
-        }
-    }
-    Err(DropReason::PortsExhausted)
 }
 
 /// Sees to it that the egress entry of an SNAT flow's direction exists, before tc lets the packet go on
@@ -655,4 +351,12 @@ pub fn ensure_egress<F: Ip, T: Tables<F>>(
         tries += 1;
     }
     Err(DropReason::FlowInsert)
+}
+
+/// Counts a packet of the original direction; service id 0 is no service port.
+#[inline(always)]
+pub fn count_original<F: Ip, T: Tables<F>>(tables: &T, service_id: u32, bytes: u32) {
+    if service_id != 0 {
+        tables.count_service_packet(service_id, bytes);
+    }
 }

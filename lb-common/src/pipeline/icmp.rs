@@ -6,12 +6,13 @@
 //! packet is applied to the outer header, and mirrored to the quote. Errors about flows with source
 //! translation thus pass two hooks, as the packets do.
 
-use super::flow;
-use super::ip::{FragmentPart, Ip, IpHead};
-use super::packet::{Offset, PacketBuf};
+use super::head::{FragmentPart, IpHead};
+use super::ip::Ip;
+use super::packet::{Offset, PacketBuf, SLOW_BYTES};
 use super::rewrite::{self, Addresses};
-use super::tables::Tables;
+use super::tables::{Tables, is_pod_interface};
 use super::verdict::{Outcome, Step};
+use super::{flow, nat};
 use crate::abi::{
     Be16, Counter, DropReason, FlowFlags, FlowKey, Scratch, Side, Translation, proto,
 };
@@ -34,7 +35,7 @@ pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     l3: Offset,
     side: Side,
 ) -> Outcome {
-    packet.linear(super::SLOW_BYTES);
+    packet.linear(SLOW_BYTES);
     let Some(ip) = F::any(packet, l3) else {
         return Ok(Step::Pass);
     };
@@ -80,7 +81,7 @@ pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     }
     if side == Side::Out
         && scratch.flow.has(FlowFlags::DIRECT)
-        && !super::is_pod_interface(tables, packet.ifindex())
+        && !is_pod_interface(tables, packet.ifindex())
     {
         // See `egress_translate`.
         return Ok(Step::Pass);
@@ -158,7 +159,7 @@ fn find<F: Ip, T: Tables<F>>(
         Side::ExternalIn => return None,
         Side::PodIn => {
             // See `slow_ingress`: a backend behind a pod interface that no slice says is local.
-            if !super::in_snat_range(&tables.config(), quote.sport) {
+            if !nat::in_snat_range(&tables.config(), quote.sport) {
                 return None;
             }
             scratch.key.side = Side::ExternalIn as u8;
@@ -246,5 +247,14 @@ fn rewrite<F: Ip, P: PacketBuf>(
         Some(())
     } else {
         None
+    }
+}
+
+/// Neither TCP nor UDP: an ICMP message may be about a flow.
+#[inline(always)]
+pub fn or_pass<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Step {
+    match F::any(packet, l3) {
+        Some(ip) if ip.proto == F::ICMP && ip.fragment == FragmentPart::Whole => Step::Icmp,
+        _ => Step::Pass,
     }
 }

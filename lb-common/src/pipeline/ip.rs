@@ -1,44 +1,11 @@
 //! What differs between IPv4 and IPv6 in reading and writing headers.
 
+use super::head::{FragmentPart, IpHead, Parsed};
 use super::packet::{Offset, PacketBuf};
-use super::parse::Parsed;
 use crate::abi::{Addr4, Addr6, Config, Interface, proto};
 use crate::family::{Family, V4, V6};
 use crate::wire::checksum::Diff;
 use crate::wire::{Ipv4, Ipv6, Ipv6Ext, Ipv6Fragment, next_header};
-
-/// An IP header as far as the pipeline needs it.
-#[derive(Clone, Copy, Debug)]
-pub struct IpHead<F: Family> {
-    /// Source address.
-    pub saddr: F::Addr,
-    /// Destination address.
-    pub daddr: F::Addr,
-    /// Protocol behind all extension headers.
-    pub proto: u8,
-    /// TTL or hop limit.
-    pub ttl: u8,
-    /// Where the transport header starts.
-    pub l4: Offset,
-    /// Length of the IP packet in bytes.
-    pub ip_len: u32,
-    /// Which fragment.
-    pub fragment: FragmentPart,
-    /// Identification of a fragment as it lies in the packet.
-    pub id: u32,
-}
-
-/// Which part of a datagram a packet is.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FragmentPart {
-    /// All of it.
-    Whole,
-    /// The first fragment: it has the ports.
-    First,
-    /// A later one: it has none.
-    Later,
-}
 
 /// TTL and hop limit of packets that we make.
 const TTL: u8 = 64;

@@ -45,6 +45,10 @@ impl Offset {
     }
 }
 
+/// Bytes that the slow path wants directly accessible: any header chain that it reads, and the packet
+/// that an ICMP error quotes.
+pub const SLOW_BYTES: u32 = 256;
+
 /// Where the kernel would send a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {

@@ -1,24 +1,10 @@
-//! Packet → [`Parsed`]: the tuple and where its headers are.
+//! Packet → [`Parsed`].
 
-use super::ip::{FragmentPart, Ip, IpHead};
+use super::head::{FragmentPart, IpHead, Parsed};
+use super::ip::Ip;
 use super::packet::{Offset, PacketBuf};
-use crate::abi::{Be16, FlowKey, Side, proto};
+use crate::abi::{Be16, proto};
 use crate::wire::{Ports, Tcp, TcpFlags};
-
-/// A TCP or UDP packet, or a part of one.
-#[derive(Clone, Copy, Debug)]
-pub struct Parsed<F: Ip> {
-    /// The IP header.
-    pub ip: IpHead<F>,
-    /// Where the IP header starts.
-    pub l3: Offset,
-    /// Source port; 0 in a later fragment until it is known.
-    pub sport: Be16,
-    /// Destination port; 0 in a later fragment until it is known.
-    pub dport: Be16,
-    /// Control bits of a TCP segment, else none.
-    pub tcp_flags: TcpFlags,
-}
 
 /// What the fast path makes of a packet.
 pub enum Fast<F: Ip> {
@@ -28,36 +14,6 @@ pub enum Fast<F: Ip> {
     Slow,
     /// Neither TCP, UDP nor ICMP.
     Other,
-}
-
-impl<F: Ip> Parsed<F> {
-    /// The key of this packet at a side.
-    #[inline(always)]
-    pub fn key(&self, side: Side) -> FlowKey<F> {
-        FlowKey::new(
-            self.ip.saddr,
-            self.ip.daddr,
-            self.sport,
-            self.dport,
-            self.ip.proto,
-            side,
-        )
-    }
-    /// Whether this is TCP.
-    #[inline(always)]
-    pub fn is_tcp(&self) -> bool {
-        self.ip.proto == proto::TCP
-    }
-    /// Whether this opens a TCP connection.
-    #[inline(always)]
-    pub fn is_syn(&self) -> bool {
-        self.is_tcp() && self.tcp_flags.is_pure_syn()
-    }
-    /// Whether this accepts a TCP connection.
-    #[inline(always)]
-    pub fn is_syn_ack(&self) -> bool {
-        self.is_tcp() && self.tcp_flags.contains(TcpFlags::SYN | TcpFlags::ACK)
-    }
 }
 
 /// Reads a packet that needs no care.

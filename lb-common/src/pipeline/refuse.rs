@@ -6,9 +6,10 @@
 //! skb that is sent is not verified by it. CHECKSUM_PARTIAL stays, and with it the place where the
 //! kernel or the device will write a checksum, see [`partial`](PacketBuf::is_partial) below.
 
-use super::ip::{FragmentPart, Ip};
-use super::packet::{Offset, PacketBuf};
-use super::parse::{self, Parsed};
+use super::head::{FragmentPart, Parsed, plain_l4};
+use super::ip::Ip;
+use super::packet::{Offset, PacketBuf, SLOW_BYTES};
+use super::parse;
 use super::rewrite;
 use super::tables::Tables;
 use super::verdict::{Outcome, Step};
@@ -29,7 +30,7 @@ pub fn refuse<F: Ip, P: PacketBuf, T: Tables<F>>(
     tables: &T,
     l3: Offset,
 ) -> Outcome {
-    packet.linear(super::SLOW_BYTES);
+    packet.linear(SLOW_BYTES);
     let Some(parsed) = parse::any::<F, P>(packet, l3) else {
         return Err(DropReason::Malformed);
     };
@@ -74,7 +75,7 @@ fn may_answer<F: Ip, P: PacketBuf>(packet: &P, parsed: &Parsed<F>) -> bool {
 #[inline(always)]
 fn partial<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>, check_at: u32) -> Option<bool> {
     let partial = packet.is_partial(parsed.ip.l4.plus(check_at));
-    if partial && parsed.ip.l4 != super::plain_l4::<F>(parsed.l3) {
+    if partial && parsed.ip.l4 != plain_l4::<F>(parsed.l3) {
         return None;
     }
     Some(partial)
@@ -88,7 +89,7 @@ fn reset<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> Option<()> 
     let header_len = u32::from(tcp.data_offset >> 4) * 4;
     let partial = partial(packet, parsed, Tcp::CHECK_AT)?;
 
-    let l4 = super::plain_l4::<F>(parsed.l3);
+    let l4 = plain_l4::<F>(parsed.l3);
     resize(packet, l4.plus(TCP_LEN.into()))?;
     F::answer(packet, parsed, proto::TCP, TCP_LEN.into())?;
     // The finished checksum of the old segment does not stand in the way: the field is written last.
@@ -138,7 +139,7 @@ fn port_unreachable<F: Ip, P: PacketBuf>(packet: &mut P, parsed: &Parsed<F>) -> 
     let udp = *packet.header::<Udp>(parsed.ip.l4)?;
     let partial = partial(packet, parsed, Udp::CHECK_AT)?;
 
-    let l4 = super::plain_l4::<F>(parsed.l3);
+    let l4 = plain_l4::<F>(parsed.l3);
     let ip_len = if F::IS_V6 { 40 } else { 20 };
     let icmp_len = ICMP_LEN + ip_len + UDP_LEN;
     resize(packet, l4.plus(icmp_len.into()))?;

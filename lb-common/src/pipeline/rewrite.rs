@@ -1,8 +1,8 @@
 //! Writes a translation into a packet: addresses, ports, checksums, link-layer addresses.
 
-use super::ip::{FragmentPart, Ip};
+use super::head::{FragmentPart, Parsed};
+use super::ip::Ip;
 use super::packet::{Offset, PacketBuf};
-use super::parse::Parsed;
 use crate::abi::{Be16, DropReason, MacAddr, Translation, proto};
 use crate::wire::checksum::Diff;
 use crate::wire::{Eth, Ports, Tcp, Udp};

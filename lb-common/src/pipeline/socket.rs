@@ -6,10 +6,11 @@
 
 use super::ip::Ip;
 use super::select::{self, Choice, Dial};
-use super::{flow, tables::Tables};
+use super::tables::Tables;
+use super::{affinity, service};
 use crate::abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Be16, Counter, DropReason, ModeFlags, OriginKind, Service,
-    ServiceFlags, ServiceKey, SocketOrigin, SocketOriginKey, proto,
+    Addr4, Addr6, Be16, Counter, DropReason, ModeFlags, OriginKind, Service, ServiceFlags,
+    ServiceKey, SocketOrigin, SocketOriginKey, proto,
 };
 use crate::family::{Address, Family, V4, V6};
 
@@ -218,13 +219,13 @@ fn lookup<F: Ip, T: Tables<F>>(
     dport: Be16,
     proto: u8,
 ) -> Option<Found> {
-    if let Some(service) = flow::service(tables, &ServiceKey::new(*daddr, dport, proto)) {
+    if let Some(service) = service::find(tables, &ServiceKey::new(*daddr, dport, proto)) {
         return Some(Found::Service(service));
     }
     if !F::in_cluster_range(&tables.config(), daddr) {
         return None;
     }
-    flow::service(tables, &ServiceKey::new(*daddr, Be16 { be: 0 }, 0)).map(|_| Found::Undefined)
+    service::find(tables, &ServiceKey::new(*daddr, Be16 { be: 0 }, 0)).map(|_| Found::Undefined)
 }
 
 /// Decides whether the call is this node's to translate, and chooses a backend.
@@ -290,7 +291,14 @@ where
     };
     let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
     if service.affinity_secs != 0 {
-        remember_affinity(tables, &service, &choice, saddr);
+        // A call is a connection at once (semantics 13.2); an entry that was there has been refreshed by the selection.
+        affinity::remember(
+            tables,
+            &service,
+            saddr,
+            choice.id,
+            choice.backend.generation(),
+        );
     }
     tables.count_service_flow(service.id);
     Ok(Chosen::Backend(choice))
@@ -309,29 +317,6 @@ fn refuse<F: Ip, T: Tables<F>>(tables: &T) -> SocketVerdict {
 fn stand_in_port(cookie: u64) -> Be16 {
     Be16 {
         be: (cookie ^ (cookie >> 16) ^ (cookie >> 32)) as u16,
-    }
-}
-
-/// A call is a connection at once, so the affinity entry is written here (semantics 13.2); one that was
-/// there has been refreshed by the selection.
-#[inline(always)]
-fn remember_affinity<F: Ip, T: Tables<F>>(
-    tables: &T,
-    service: &Service,
-    choice: &Choice<F>,
-    client: F::Addr,
-) {
-    let key = AffinityKey {
-        service_id: service.id,
-        client,
-    };
-    if tables.affinity(&key).is_none() {
-        let value = Affinity {
-            backend: choice.id,
-            generation: choice.backend.generation(),
-            last_used_ns: tables.now_ns(),
-        };
-        tables.set_affinity(&key, &value);
     }
 }
 

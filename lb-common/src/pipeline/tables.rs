@@ -4,7 +4,7 @@ use core::ops::DerefMut;
 
 use crate::abi::{
     Affinity, AffinityKey, Backend, Config, Counter, Event, Flow, FlowFlags, FlowKey, Fragment,
-    FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+    FragmentKey, Interface, InterfaceRole, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
 };
 use crate::family::Family;
 
@@ -100,4 +100,12 @@ pub trait Tables<F: Family> {
     fn event(&self, event: &Event);
     /// Takes a token of the refusal limit; false when there is none.
     fn may_refuse(&self) -> bool;
+}
+
+/// Whether a pod is behind an interface.
+#[inline(always)]
+pub fn is_pod_interface<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+    tables
+        .interface(ifindex)
+        .is_some_and(|interface| interface.role == InterfaceRole::Pod as u8)
 }
