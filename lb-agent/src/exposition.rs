@@ -4,15 +4,15 @@ use std::fmt::{Arguments, Display, Write as _};
 
 /// A page of the text format.
 #[derive(Debug, Default)]
-pub struct Text(String);
+pub(crate) struct Text(String);
 
 impl Text {
     /// Appends help and type of a metric.
-    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
     /// Appends a sample.
-    pub fn row(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub(crate) fn row(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         self.0.push_str(name);
         for (i, (label, text)) in labels.iter().enumerate() {
             self.0.push(if i == 0 { '{' } else { ',' });
@@ -30,7 +30,19 @@ impl Text {
         self.0.write_fmt(text).unwrap_or_default();
     }
     /// The page.
-    pub fn into_string(self) -> String {
+    pub(crate) fn into_string(self) -> String {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_escaped() {
+        let mut out = Text::default();
+        out.row("x", &[("a", "say \"no\"\\")], 1);
+        assert_eq!(out.into_string(), "x{a=\"say \\\"no\\\"\\\\\"} 1\n");
     }
 }

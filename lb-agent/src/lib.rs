@@ -1,17 +1,19 @@
-//! The node agent: Services and EndpointSlices become BPF map entries.
+//! The node agent: Services and EndpointSlices become BPF map entries. What is public is for this workspace: the binary,
+//! the tests, the benchmark and the fuzzers.
+
 mod agent;
 pub mod bpf;
 pub mod cli;
 mod clock;
-pub mod config;
-pub mod dataplane;
+mod config;
+mod dataplane;
 pub mod desired;
 mod error;
 mod exposition;
-pub mod health;
+mod health;
 pub mod kube;
 pub mod net;
-pub mod node;
-pub mod telemetry;
+mod node;
+mod telemetry;
 #[cfg(test)]
 mod temp_dir;

@@ -7,265 +7,27 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::process::ExitStatusExt as _,
-    },
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, Type};
 
+use crate::cgroup::Cgroup;
+use crate::tempdir::{Bpffs, TempDir};
 use crate::{manifest::ManifestDir, netns::NetNs, topology::Node, wait};
 
 /// How long an agent may take to become ready, or to end, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-const PREFIX: &str = "lb-test-";
-
-/// A name that no other test of this machine uses, and that tells which process owns it.
-fn unique(what: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    static SWEPT: OnceLock<()> = OnceLock::new();
-    SWEPT.get_or_init(sweep);
-    format!(
-        "{PREFIX}{}-{}-{what}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
-}
-
-/// Removes what killed test processes could not: mounts, directories and cgroups named by them.
-fn sweep() {
-    let dead = |name: &str| {
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next())
-            .and_then(|pid| pid.parse::<u32>().ok());
-        owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-    };
-    let named = |dir: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| dead(&entry.file_name().to_string_lossy()))
-            .map(|entry| entry.path())
-            .collect()
-    };
-    for dir in named(&std::env::temp_dir()) {
-        // Several test processes sweep at once; whoever comes second finds nothing.
-        while umount2(&dir.join("bpf"), MntFlags::MNT_DETACH).is_ok() {}
-        while umount2(&dir, MntFlags::MNT_DETACH).is_ok() {}
-        drop(fs::remove_dir_all(&dir));
-    }
-    if let Ok(cgroups) = cgroup2_mount() {
-        for dir in named(&cgroups) {
-            drop(fs::remove_dir(&dir));
-        }
-    }
-}
-
-/// Where the machine's cgroup2 hierarchy is mounted: found by type, wherever that is.
-pub fn cgroup2_mount() -> Result<PathBuf> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-    mounts
-        .lines()
-        .filter_map(|line| line.split_once(" - "))
-        .find(|(_, filesystem)| filesystem.starts_with("cgroup2 "))
-        .and_then(|(mount, _)| mount.split(' ').nth(4))
-        .map(PathBuf::from)
-        .ok_or_else(|| anyhow!("no mount of type cgroup2; mount one: mount -t cgroup2 none DIR"))
-}
-
-/// A directory of this test, removed on drop.
-#[derive(Debug)]
-pub struct TempDir(PathBuf);
-
-impl TempDir {
-    /// A new, empty directory.
-    pub fn new(what: &str) -> Result<TempDir> {
-        let path = std::env::temp_dir().join(unique(what));
-        fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(TempDir(path))
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
-/// A bpffs of its own. Unmounted on drop, which unpins and so detaches everything in it.
-#[derive(Debug)]
-pub struct Bpffs(TempDir);
-
-impl Bpffs {
-    /// Mounts one.
-    pub fn mount(what: &str) -> Result<Bpffs> {
-        let dir = TempDir::new(what)?;
-        mount(
-            Some("bpf"),
-            dir.path(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .with_context(|| format!("cannot mount bpffs at {}", dir.path().display()))?;
-        Ok(Bpffs(dir))
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.path(), MntFlags::MNT_DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.path().display());
-        }
-    }
-}
-
-/// A child of the cgroup2 root, for the host processes of one node. Removed on drop.
-#[derive(Debug)]
-pub struct Cgroup {
-    path: PathBuf,
-}
-
-impl Cgroup {
-    /// A new cgroup.
-    pub fn new(what: &str) -> Result<Cgroup> {
-        let path = cgroup2_mount()?.join(unique(what));
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot create the cgroup {}", path.display()))?;
-        Ok(Cgroup { path })
-    }
-
-    /// Its directory.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A socket that belongs to this cgroup and to `ns`, usable by any thread.
-    ///
-    /// A socket's cgroup is that of the process which made it. So a short-lived process that shares
-    /// this one's file descriptors enters both and makes it.
-    pub fn socket(&self, ns: &NetNs, domain: Domain, kind: Type) -> Result<Socket> {
-        let directory = File::open(&self.path)?;
-        let netns = File::open(ns.path())?;
-        let (reader, writer) = nix::unistd::pipe()?;
-        // SAFETY: `clone_args` is plain data; all zero is a valid value.
-        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-        // Born in the cgroup (kernel 5.7): a move would stop every fork of the machine for a grace period.
-        args.flags = u64::try_from(libc::CLONE_FILES)? | CLONE_INTO_CGROUP;
-        args.exit_signal = u64::try_from(libc::SIGCHLD)?;
-        args.cgroup = u64::try_from(directory.as_raw_fd())?;
-        // SAFETY: without CLONE_VM the child gets a copy of the address space, like fork; the raw
-        // call runs no handlers of libc, and the arguments outlive it.
-        let pid = unsafe {
-            libc::syscall(
-                libc::SYS_clone3,
-                &raw mut args,
-                size_of::<libc::clone_args>(),
-            )
-        };
-        if pid == 0 {
-            make_socket(
-                netns.as_raw_fd(),
-                i32::from(domain),
-                i32::from(kind),
-                writer.as_raw_fd(),
-            );
-        }
-        if pid < 0 {
-            return Err(std::io::Error::last_os_error()).context("cannot start a process");
-        }
-        // The write end stays open here: the child shares the table, and closing would be its end, too.
-        let mut answer = [0u8; 4];
-        File::from(reader).read_exact(&mut answer)?;
-        drop(writer);
-        let pid = Pid::from_raw(i32::try_from(pid)?);
-        nix::sys::wait::waitpid(pid, None)?;
-        let answer = i32::from_ne_bytes(answer);
-        if answer < 0 {
-            return Err(std::io::Error::from_raw_os_error(-answer)).with_context(|| {
-                format!(
-                    "cannot make a socket in {} and {}",
-                    self.path.display(),
-                    ns.name()
-                )
-            });
-        }
-        // SAFETY: the child opened this descriptor in the shared table for us and ended; nobody else
-        // owns it.
-        let fd = unsafe { OwnedFd::from_raw_fd(answer) };
-        Ok(Socket::from(fd))
-    }
-}
-
-/// `CLONE_INTO_CGROUP` of linux/sched.h: more than the 32 bits that libc has it in.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// The child's part of [`Cgroup::socket`]: system calls only, then the end. Writes the descriptor, or a
-/// negative errno.
-fn make_socket(netns: i32, domain: i32, kind: i32, answer: i32) -> ! {
-    fn errno() -> i32 {
-        // SAFETY: returns this thread's errno location, always valid.
-        let location = unsafe { libc::__errno_location() };
-        // SAFETY: as above; nobody else writes it.
-        -unsafe { *location }
-    }
-    // SAFETY: a system call on an open descriptor.
-    let entered = unsafe { libc::setns(netns, libc::CLONE_NEWNET) };
-    let mut result = if entered == 0 { 0 } else { errno() };
-    if result == 0 {
-        // SAFETY: a system call without pointers.
-        let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) };
-        result = if fd >= 0 { fd } else { errno() };
-    }
-    let bytes = result.to_ne_bytes();
-    // SAFETY: writes four bytes of a local array.
-    unsafe { libc::write(answer, bytes.as_ptr().cast(), 4) };
-    // SAFETY: ends the process without running handlers that belong to the parent.
-    unsafe { libc::_exit(0) }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let removed = wait::until("remove cgroup", Duration::from_secs(5), || {
-            Ok(fs::remove_dir(&self.path)?)
-        });
-        if let Err(error) = removed {
-            eprintln!(
-                "cannot remove the cgroup {}: {error:#}",
-                self.path.display()
-            );
-        }
-    }
-}
 
 /// The agent's binary: `LB_AGENT`, or what was built last into the workspace's target folder.
 pub fn binary() -> Result<PathBuf> {
@@ -338,6 +100,7 @@ impl AgentOptions {
 
 /// Port of `/readyz` and `/livez` on the node's loopback.
 const HEALTH_PORT: u16 = 10256;
+
 /// Port of `/metrics` on the node's loopback.
 const METRICS_PORT: u16 = 10249;
 

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::{
     echo::{Dial, Failure, Proto},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{TARGET, cluster_ip, cluster_ips, external_ip, external_ips},
     topology::{Ip, Place, World},
 };
@@ -322,7 +322,7 @@ impl Condition {
 
 /// One Service of the table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Case {
+pub struct Combination {
     number: u8,
     /// Its endpoints.
     pub condition: Condition,
@@ -332,7 +332,7 @@ pub struct Case {
     pub has_ranges: bool,
 }
 
-impl fmt::Display for Case {
+impl fmt::Display for Combination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {}", self.condition.name(), self.policies)?;
         if self.has_ranges {
@@ -343,11 +343,11 @@ impl fmt::Display for Case {
 }
 
 /// The table.
-pub fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Combination> {
     let mut cases = Vec::new();
     let mut add = |condition, policies, has_ranges| {
         let number = FIRST + u8::try_from(cases.len()).unwrap_or(u8::MAX - FIRST);
-        cases.push(Case {
+        cases.push(Combination {
             number,
             condition,
             policies,
@@ -372,11 +372,11 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Services and slices of the table. The world gives addresses only, which are the same in all worlds.
-pub fn objects(cases: &[Case], world: &World) -> Vec<Value> {
+pub fn objects(cases: &[Combination], world: &World) -> Vec<Value> {
     let mut objects = Vec::new();
     for case in cases {
         let name = format!("case-{}", case.number);
-        let mut service = Service::new(&name, &cluster_ips(case.number))
+        let mut service = ServiceManifest::new(&name, &cluster_ips(case.number))
             .both(PORT)
             .load_balancer(&external_ips(case.number + VIPS))
             .node_port(node_port(case.number))
@@ -403,7 +403,7 @@ pub fn objects(cases: &[Case], world: &World) -> Vec<Value> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Point {
     /// The Service.
-    pub case: Case,
+    pub case: Combination,
     /// Who dials.
     pub source: Source,
     /// What is dialled.
@@ -447,7 +447,7 @@ impl fmt::Display for Point {
 }
 
 /// Every point of the table.
-pub fn points(cases: &[Case]) -> Vec<Point> {
+pub fn points(cases: &[Combination]) -> Vec<Point> {
     let mut points = Vec::new();
     for case in cases {
         for source in Source::ALL {

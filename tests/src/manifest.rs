@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    agent::TempDir,
     echo::Proto,
+    tempdir::TempDir,
     topology::{Ip, Place},
 };
 
@@ -90,7 +90,7 @@ pub fn node(place: &Place, zone: Option<&str>) -> Value {
 
 /// A Service in the making.
 #[derive(Clone, Debug)]
-pub struct Service {
+pub struct ServiceManifest {
     name: String,
     kind: &'static str,
     cluster_ips: Vec<IpAddr>,
@@ -99,10 +99,10 @@ pub struct Service {
     ingress: Vec<Value>,
 }
 
-impl Service {
+impl ServiceManifest {
     /// A Service with these cluster IPs.
-    pub fn new(name: &str, cluster_ips: &[IpAddr]) -> Service {
-        Service {
+    pub fn new(name: &str, cluster_ips: &[IpAddr]) -> ServiceManifest {
+        ServiceManifest {
             name: name.into(),
             kind: "ClusterIP",
             cluster_ips: cluster_ips.to_vec(),

@@ -1,7 +1,6 @@
-//! What a test needs of the machine. A missing piece skips the test, says what and since which kernel
-//! it exists, and counts it in the file named by `LB_TEST_SKIPS`.
+//! What a test needs of the machine → why this one lacks it: what is missing, and since which kernel it exists.
 
-use std::{fs, io::Write as _, path::Path, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock};
 
 use crate::netns::NetNs;
 
@@ -47,12 +46,12 @@ impl Need {
                 if !Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists() {
                     return Some("needs the bpf() system call (CONFIG_BPF_SYSCALL)");
                 }
-                match crate::agent::Bpffs::mount("probe") {
+                match crate::tempdir::Bpffs::mount("probe") {
                     Ok(_) => None,
                     Err(_) => Some("needs CAP_BPF (kernel 5.8) and CAP_SYS_ADMIN to mount bpffs"),
                 }
             }
-            Need::Cgroup2 => match crate::agent::cgroup2_mount() {
+            Need::Cgroup2 => match crate::cgroup::cgroup2_mount() {
                 Ok(_) => None,
                 Err(_) => {
                     Some("needs a mount of type cgroup2 (kernel 4.5): mount -t cgroup2 none DIR")
@@ -87,40 +86,4 @@ pub fn kernel_version() -> Option<(u32, u32)> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
     let mut numbers = text.split(['.', '-']).map_while(|n| n.parse().ok());
     Some((numbers.next()?, numbers.next()?))
-}
-
-/// Prints and counts a skipped test.
-#[allow(
-    clippy::print_stdout,
-    reason = "the reader of the test's output must see it"
-)]
-pub fn skip(test: &str, reason: &str) {
-    println!("SKIPPED {test}: {reason}");
-    if let Some(path) = std::env::var_os("LB_TEST_SKIPS") {
-        let written = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .and_then(|mut file| file.write_all(format!("{test}: {reason}\n").as_bytes()));
-        if let Err(error) = written {
-            println!(
-                "cannot count the skipped test in {}: {error}",
-                path.display()
-            );
-        }
-    }
-}
-
-/// Returns `Ok(())` from the test, counted as skipped, unless every [`Need`] named is there:
-/// `require!(Root, Cgroup2)`.
-#[macro_export]
-macro_rules! require {
-    ($($need:ident),+ $(,)?) => {
-        $(if let Some(reason) = $crate::requires::Need::$need.missing() {
-            fn here() {}
-            let name = ::std::any::type_name_of_val(&here);
-            $crate::requires::skip(name.trim_end_matches("::here"), reason);
-            return Ok(());
-        })+
-    };
 }

@@ -1,9 +1,6 @@
 //! A world with a server in every pod, agents on both nodes and the Services of a test.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -12,7 +9,9 @@ use crate::{
     agent::{Agent, AgentOptions},
     echo::{Answer, Dial, Failure, Outcome, Proto, Server},
     manifest::{self, ManifestDir},
+    requires::Need,
     topology::{Ip, Place, World, WorldOptions},
+    trials::{Shared, Trial, trial},
     wait,
 };
 
@@ -200,53 +199,54 @@ impl Scene {
     }
 }
 
-/// A case of a scene that several share: the scene, and the variant in words.
-pub type Case = fn(&Scene, &str) -> Result<()>;
+/// A test in a scene that several share, in any order: the scene, and the variant in words.
+pub type SceneTest = fn(&Scene, &str) -> Result<()>;
 
-/// Builds one scene and runs the cases in it, one after the other, each to its end or its first fault.
-/// An agent's start costs more than most cases, so they share it.
-pub fn run_cases(
-    variant: &Variant,
-    objects: impl FnOnce(&World) -> Vec<Value>,
-    cases: &[(&str, Case)],
-) -> Result<()> {
-    let scene = Scene::start(variant, objects)?;
-    let what = variant.describe();
-    let mut failed = Vec::new();
-    for (name, case) in cases {
-        let start = Instant::now();
-        match case(&scene, &what) {
-            Ok(()) => eprintln!("{name}: ok, {:?}", start.elapsed()),
-            Err(error) => {
-                eprintln!("{name}: FAILED: {error:#}");
-                failed.push(format!("{name}: {error:#}"));
+/// What an agent of a scene, its programs and its hooks need.
+pub const NEEDS: &[Need] = &[Need::Root, Need::Bpf, Need::Cgroup2];
+
+/// Each test in a scene of each variant, as `VARIANT::TEST`. An agent's start costs more than most tests, so those of a
+/// variant share a scene, one after the other.
+pub fn trials(
+    variants: &[(&str, fn() -> Variant)],
+    objects: fn(&World) -> Vec<Value>,
+    tests: &[(&str, SceneTest)],
+) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    // Neighbours in the list are of different scenes, at least as many as there are threads, so that none waits for one
+    // that another uses; and not all at once, for the memory of their agents.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let groups = (variants.len() / threads).max(1);
+    for variants in variants.chunks(variants.len().div_ceil(groups)) {
+        let scenes: Vec<_> = variants
+            .iter()
+            .map(|(_, variant)| {
+                let variant = *variant;
+                Shared::new(move || Scene::start(&variant(), objects))
+            })
+            .collect();
+        for (test_name, test) in tests {
+            for ((variant_name, variant), scene) in variants.iter().zip(&scenes) {
+                let (test, variant, scene) = (*test, *variant, scene.clone());
+                let name = format!("{variant_name}::{test_name}");
+                trials.push(trial(name, NEEDS, move || {
+                    scene.with(|scene| test(scene, &variant().describe()))
+                }));
             }
         }
     }
-    ensure!(
-        failed.is_empty(),
-        "{} of {} cases failed:\n{}",
-        failed.len(),
-        cases.len(),
-        failed.join("\n")
-    );
-    Ok(())
+    trials
 }
 
-/// A test for each [`Variant`] named, which runs all cases in one scene:
-/// `scenes!(objects, [plain, native], [a_case, another_case])`.
+/// [`trials`] by name: `scenes!(objects, [plain, native], [a_test, another])`.
 #[macro_export]
 macro_rules! scenes {
-    ($objects:expr, [$($variant:ident),+ $(,)?], $cases:tt) => {
-        $($crate::scenes!(@one $objects, $variant, $cases);)+
-    };
-    (@one $objects:expr, $variant:ident, [$($case:ident),+ $(,)?]) => {
-        #[test]
-        fn $variant() -> ::anyhow::Result<()> {
-            $crate::require!(Root, Bpf, Cgroup2);
-            let cases: &[(&str, $crate::scene::Case)] = &[$((stringify!($case), $case)),+];
-            $crate::scene::run_cases(&$crate::scene::Variant::$variant(), $objects, cases)
-        }
+    ($objects:expr, [$($variant:ident),+ $(,)?], [$($test:ident),+ $(,)?] $(,)?) => {
+        $crate::scene::trials(
+            &[$((stringify!($variant), $crate::scene::Variant::$variant)),+],
+            $objects,
+            &[$((stringify!($test), $test)),+],
+        )
     };
 }
 

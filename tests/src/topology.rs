@@ -24,7 +24,7 @@ use lb_common::{Family, V4, V6};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    agent::Cgroup,
+    cgroup::Cgroup,
     netns::{NetNs, Offloads},
     xdp_pass::XdpPass,
 };

@@ -28,6 +28,15 @@ pub fn trial(
     })
 }
 
+/// Trials of functions by their names, all with the same needs: `tests!([Root, Bpf], [a_test, another])`.
+#[macro_export]
+macro_rules! tests {
+    ([$($need:ident),* $(,)?], [$($test:ident),+ $(,)?] $(,)?) => {{
+        const NEEDS: &[$crate::requires::Need] = &[$($crate::requires::Need::$need),*];
+        vec![$($crate::trials::trial(stringify!($test), NEEDS, $test)),+]
+    }};
+}
+
 /// Runs what the command line asks for: the body of `main` of a target with `harness = false`.
 pub fn run(trials: Vec<Trial>) -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -68,5 +77,27 @@ impl<T> Shared<T> {
             Made::Yes(Err(error)) => Err(anyhow!("{error}")),
             Made::Not(_) => Err(anyhow!("it is not made")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    /// Else cargo takes one form for the other, and the tests of the file are lost without a word.
+    #[test]
+    fn a_file_has_a_runner_of_its_own_or_attributes_of_libtest() -> anyhow::Result<()> {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/");
+        let manifest = fs::read_to_string(format!("{root}Cargo.toml"))?;
+        for entry in fs::read_dir(format!("{root}tests"))? {
+            let path = entry?.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let text = fs::read_to_string(&path)?;
+            let own = manifest.contains(&format!("name = \"{name}\"\nharness = false\n"));
+            let of_libtest = text.lines().any(|line| line.trim() == "#[test]");
+            assert_eq!(own, text.contains("\nfn main() -> ExitCode {\n"), "{name}");
+            assert_eq!(own, !of_libtest, "{name}");
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
@@ -9,16 +10,28 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect_all, external_ip,
         external_ips,
     },
+    tests,
     topology::{Ip, Node, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            a_client_keeps_its_backend_over_ports_and_frontends,
+            a_client_keeps_its_backend_when_endpoints_are_added,
+            affinity_ends_after_its_timeout_without_connections,
+            affinity_can_be_switched_off_and_on
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -29,7 +42,7 @@ fn backends(world: &World) -> Vec<&Place> {
 }
 
 fn objects(affinity: Option<u32>, endpoints: &[&Place]) -> Vec<Value> {
-    let service = Service::new("sticky", &cluster_ips(1))
+    let service = ServiceManifest::new("sticky", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .load_balancer(&external_ips(21));
@@ -52,9 +65,7 @@ fn frontends(node: &Node, ip: Ip) -> [(IpAddr, u16); 3] {
 }
 
 /// Semantics 13.1, 13.10, 28.23: one key for every frontend of a service port, for clients of every kind.
-#[test]
 fn a_client_keeps_its_backend_over_ports_and_frontends() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in Variant::all() {
         let scene = Scene::start(&variant, |world| objects(Some(10_800), &backends(world)))?;
         let world = &scene.world;
@@ -87,9 +98,7 @@ fn a_client_keeps_its_backend_over_ports_and_frontends() -> Result<()> {
 
 /// Semantics 13.5: endpoints come, clients stay. Semantics 9.8, 13.9: strangers are told apart though the same node's
 /// address stands in for all of them.
-#[test]
 fn a_client_keeps_its_backend_when_endpoints_are_added() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| objects(Some(10_800), &[world.a().pod(1)]))?;
         let world = &scene.world;
@@ -181,9 +190,7 @@ fn stranger(client: &Place, ip: Ip, number: u8) -> Result<IpAddr> {
 }
 
 /// Semantics 13.2, 13.8: the time counts from the last new connection; then the client is free.
-#[test]
 fn affinity_ends_after_its_timeout_without_connections() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let seconds = 2;
     let scene = Scene::start(&Variant::plain(), |world| {
         objects(Some(seconds), &[world.a().pod(1)])
@@ -224,9 +231,7 @@ fn affinity_ends_after_its_timeout_without_connections() -> Result<()> {
 }
 
 /// Semantics 13.7: switched off it is forgotten, switched on it starts anew.
-#[test]
 fn affinity_can_be_switched_off_and_on() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| objects(Some(10_800), &backends(world)))?;
         let world = &scene.world;

@@ -1,26 +1,37 @@
 //! Agents that follow a real API server, with slices by the real controller (semantics 2, 6, 16.9).
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_tests::{
     agent::{Agent, AgentOptions},
     control_plane::{self, ControlPlane, Role},
     echo::{Dial, Proto, Server, Stream, Traffic},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SILENCE, SOON, Seen, TARGET, check, cluster_ip, cluster_ips, expect, expect_all},
+    tests,
     topology::{Ip, Place, World, WorldOptions},
-    wait,
+    trials, wait,
 };
 use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2, ControlPlane],
+        [
+            pods_of_the_real_controller_are_served_until_they_are_gone,
+            labels_take_services_and_slices_away_and_give_them_back,
+            an_api_server_that_is_away_changes_nothing
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30_080;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A world whose agents follow the control plane. Dropped in the order of the fields.
-struct Scene {
+struct Cluster {
     a: Agent,
     b: Agent,
     _servers: Vec<Server>,
@@ -28,9 +39,9 @@ struct Scene {
     plane: ControlPlane,
 }
 
-impl Scene {
+impl Cluster {
     /// Starts everything on `objects`; returns when both agents are ready.
-    fn start(objects: impl FnOnce(&World) -> Vec<Value>) -> Result<Scene> {
+    fn start(objects: impl FnOnce(&World) -> Vec<Value>) -> Result<Cluster> {
         let plane = ControlPlane::start()?;
         let world = World::new(WorldOptions::default())?;
         control_plane::join(&plane, &world)?;
@@ -48,7 +59,7 @@ impl Scene {
         b.run()?;
         a.wait_ready()?;
         b.wait_ready()?;
-        Ok(Scene {
+        Ok(Cluster {
             a,
             b,
             _servers: servers,
@@ -79,7 +90,7 @@ impl Scene {
 
 /// A Service that selects Pods by `app: NAME`; its TCP target port has a name.
 fn selecting(name: &str, number: u8) -> Value {
-    let mut service = Service::new(name, &cluster_ips(number))
+    let mut service = ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(NODE_PORT)
         .field("selector", json!({ "app": name }))
@@ -95,26 +106,24 @@ fn pod(place: &Place) -> Value {
 
 /// Semantics 2.11, 4.2, 5.9, 6.2, 6.5: Pods come, terminate and go, and the real controller tells of it; the agent has the
 /// role of deploy/.
-#[test]
 fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
-    let mut scene = Scene::start(|_| vec![selecting("s", 20)])?;
-    scene.plane.start_controllers()?;
-    let world = &scene.world;
+    let mut cluster = Cluster::start(|_| vec![selecting("s", 20)])?;
+    cluster.plane.start_controllers()?;
+    let world = &cluster.world;
     let [a, b] = [world.a(), world.b()];
-    let api = scene.plane.api();
+    let api = cluster.plane.api();
     let labels = json!({ "app": "s" });
     api.run_pod(a.pod(1), &a.host, &labels)?;
     api.run_pod(b.pod(1), &b.host, &labels)?;
     let backends = [a.pod(1), b.pod(1)];
     for server in backends {
-        scene
+        cluster
             .until(&format!("{} answers", server.name), 20, |outcome| {
                 outcome
                     .as_ref()
                     .is_ok_and(|answer| answer.server == server.name)
             })
-            .with_context(|| scene.plane.logs())?;
+            .with_context(|| cluster.plane.logs())?;
     }
     for ip in Ip::BOTH {
         for proto in Proto::BOTH {
@@ -159,7 +168,7 @@ fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
     traffic.wait_more(50)?;
     // The last ready one terminates, too: both serve again.
     api.delete_in(&pod(a.pod(1)), Duration::from_secs(300))?;
-    scene.until("b3 answers while all terminate", 20, |outcome| {
+    cluster.until("b3 answers while all terminate", 20, |outcome| {
         outcome.as_ref().is_ok_and(|answer| answer.server == "b3")
     })?;
     traffic.wait_more(50)?;
@@ -170,17 +179,19 @@ fn pods_of_the_real_controller_are_served_until_they_are_gone() -> Result<()> {
     api.delete(&pod(b.pod(1)))?;
     only("a3")?;
     api.delete(&pod(a.pod(1)))?;
-    scene.until("refused without Pods", 20, |outcome| {
+    cluster.until("refused without Pods", 20, |outcome| {
         *outcome == Err(lb_tests::echo::Failure::Refused)
     })
 }
 
 /// Semantics 2.4, 2.5: labels say that a Service or slice is somebody else's, and may come and go.
-#[test]
 fn labels_take_services_and_slices_away_and_give_them_back() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
-    let scene = Scene::start(|world| {
-        let mut objects = vec![Service::new("s", &cluster_ips(20)).both(PORT).build()];
+    let cluster = Cluster::start(|world| {
+        let mut objects = vec![
+            ServiceManifest::new("s", &cluster_ips(20))
+                .both(PORT)
+                .build(),
+        ];
         objects.extend(Slice::both(
             "s",
             PORT,
@@ -189,34 +200,38 @@ fn labels_take_services_and_slices_away_and_give_them_back() -> Result<()> {
         ));
         objects
     })?;
-    let api = scene.plane.api();
+    let api = cluster.plane.api();
     let answers = |outcome: &lb_tests::echo::Outcome| outcome.is_ok();
-    scene.until("served", 20, answers)?;
+    cluster.until("served", 20, answers)?;
     let label = |name: &str, value: Value| json!({ "metadata": { "labels": { name: value } } });
-    let service = Service::new("s", &cluster_ips(20)).both(PORT).build();
+    let service = ServiceManifest::new("s", &cluster_ips(20))
+        .both(PORT)
+        .build();
     let name = "service.kubernetes.io/service-proxy-name";
     api.patch(&service, &label(name, "other".into()))?;
-    scene.until("another proxy's Service", 20, |outcome| outcome.is_err())?;
+    cluster.until("another proxy's Service", 20, |outcome| outcome.is_err())?;
     api.patch(&service, &label(name, Value::Null))?;
-    scene.until("ours again", 20, answers)?;
+    cluster.until("ours again", 20, answers)?;
     let name = "service.kubernetes.io/headless";
     for ip in Ip::BOTH {
         api.patch(&Slice::new("s", ip).build(), &label(name, "".into()))?;
     }
-    scene.until("headless slices", 20, |outcome| outcome.is_err())?;
+    cluster.until("headless slices", 20, |outcome| outcome.is_err())?;
     for ip in Ip::BOTH {
         api.patch(&Slice::new("s", ip).build(), &label(name, Value::Null))?;
     }
-    scene.until("slices with endpoints again", 20, answers)
+    cluster.until("slices with endpoints again", 20, answers)
 }
 
 /// Semantics 2.10, 16.9: what is known is served while the API server is away, and nothing is removed; then the
 /// agent catches up.
-#[test]
 fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     let objects = |world: &World, name: &str, number: u8| {
-        let mut objects = vec![Service::new(name, &cluster_ips(number)).both(PORT).build()];
+        let mut objects = vec![
+            ServiceManifest::new(name, &cluster_ips(number))
+                .both(PORT)
+                .build(),
+        ];
         objects.extend(Slice::both(
             name,
             PORT,
@@ -228,10 +243,10 @@ fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
         ));
         objects
     };
-    let mut scene =
-        Scene::start(|world| [objects(world, "s", 20), objects(world, "goes", 21)].concat())?;
-    scene.until("served", 20, |outcome| outcome.is_ok())?;
-    scene.until("served", 21, |outcome| outcome.is_ok())?;
+    let mut cluster =
+        Cluster::start(|world| [objects(world, "s", 20), objects(world, "goes", 21)].concat())?;
+    cluster.until("served", 20, |outcome| outcome.is_ok())?;
+    cluster.until("served", 21, |outcome| outcome.is_ok())?;
     let dials = |world: &World| -> Result<Vec<Stream>> {
         let mut streams = Vec::new();
         for ip in Ip::BOTH {
@@ -242,50 +257,50 @@ fn an_api_server_that_is_away_changes_nothing() -> Result<()> {
         }
         Ok(streams)
     };
-    let traffic = Traffic::start(dials(&scene.world)?, PATIENCE);
+    let traffic = Traffic::start(dials(&cluster.world)?, PATIENCE);
     traffic.wait_more(50)?;
-    let known = services(&scene.a)?;
-    scene.plane.stop_server()?;
-    scene.a.wait_log("API server")?;
+    let known = services(&cluster.a)?;
+    cluster.plane.stop_server()?;
+    cluster.a.wait_log("API server")?;
     traffic.wait_more(500)?;
-    for agent in [&scene.a, &scene.b] {
+    for agent in [&cluster.a, &cluster.b] {
         ensure!(services(agent)? == known, "Services changed");
         let (status, body) = agent.health("/healthz")?;
         ensure!(status == 200, "/healthz: {status} {body}");
     }
-    let backends = [scene.world.a().pod(1), scene.world.b().pod(1)];
+    let backends = [cluster.world.a().pod(1), cluster.world.b().pod(1)];
     for ip in Ip::BOTH {
         for proto in Proto::BOTH {
             for number in [20, 21] {
                 let to = (cluster_ip(ip, number), PORT);
-                let from = scene.world.a().pod(0);
+                let from = cluster.world.a().pod(0);
                 expect("API away", from, proto, to, &backends, Seen::Client)?;
             }
         }
     }
-    scene.plane.start_server()?;
-    let api = scene.plane.api();
-    for object in objects(&scene.world, "goes", 21) {
+    cluster.plane.start_server()?;
+    let api = cluster.plane.api();
+    for object in objects(&cluster.world, "goes", 21) {
         api.delete(&object)?;
     }
-    api.apply_all(&objects(&scene.world, "comes", 22))?;
+    api.apply_all(&objects(&cluster.world, "comes", 22))?;
     // The client of a watch that broke waits before it comes back.
     wait::until("the new Service answers", Duration::from_secs(40), || {
         let to = (cluster_ip(Ip::V6, 22), PORT);
-        let from = scene.world.a().pod(0);
+        let from = cluster.world.a().pod(0);
         Dial::tcp(from, to.into())
             .timeout(SILENCE)
             .ask()
             .map_err(|failure| anyhow!("{failure}"))
     })?;
-    scene.until("the old one is gone", 21, |outcome| outcome.is_err())?;
+    cluster.until("the old one is gone", 21, |outcome| outcome.is_err())?;
     traffic.wait_more(50)?;
     let report = traffic.stop();
     if !report.failed.is_empty() || !report.moved.is_empty() {
         bail!("{:?} {:?}", report.failed, report.moved);
     }
     let to = (cluster_ip(Ip::V4, 20), PORT);
-    let dial = Dial::tcp(scene.world.a().pod(0), to.into());
+    let dial = Dial::tcp(cluster.world.a().pod(0), to.into());
     check("after all", dial, &backends, Seen::Client).map(drop)
 }
 

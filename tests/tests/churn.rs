@@ -1,6 +1,7 @@
 //! Rolling updates under traffic: our agent beside the real kube-proxy, at one API server (semantics 17, 18.1).
 
 use std::{
+    process::ExitCode,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
@@ -11,13 +12,20 @@ use lb_tests::{
     control_plane::ControlPlane,
     differential::{Kind, Subject},
     echo::{Datagrams, Dial, Stream},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, TARGET, cluster_ip, cluster_ips},
+    tests,
     topology::{Ip, Place, World, WorldOptions},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2, Nft, ControlPlane],
+        [rolling_updates_break_nothing]
+    ))
+}
 
 const PORT: u16 = 80;
 /// Services that are rolled, numbered from here.
@@ -157,9 +165,7 @@ fn ask(
 }
 
 // semantics 17.2.a, 18.1, 22.5
-#[test]
 fn rolling_updates_break_nothing() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, Nft, ControlPlane);
     let plane = ControlPlane::start()?;
     let options = WorldOptions {
         pods_per_node: PODS,
@@ -173,7 +179,7 @@ fn rolling_updates_break_nothing() -> Result<()> {
     let api = plane.api();
     for service in services.clone() {
         api.apply(
-            &Service::new(&name(service), &cluster_ips(service))
+            &ServiceManifest::new(&name(service), &cluster_ips(service))
                 .both(PORT)
                 .build(),
         )?;

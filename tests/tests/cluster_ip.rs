@@ -3,15 +3,30 @@
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, check, cluster_ip, cluster_ips, expect, expect_all, expect_failure,
     },
     scenes,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
+
+fn main() -> ExitCode {
+    trials::run(scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            a_pod_reaches_local_and_remote_backends_with_its_own_address,
+            an_outside_client_reaches_cluster_ips_by_a_route_to_a_node,
+            large_transfers_through_a_cluster_ip_are_whole,
+            fragmented_datagrams_reach_one_backend_and_come_back,
+            an_undefined_port_of_a_cluster_ip_is_refused
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 /// ClusterIPs by number: backend a3; backend b2; backends a3, a4, b2 and b3; the same port number as
@@ -26,7 +41,9 @@ const TCP_ONLY: u8 = 5;
 fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let service = |name: &str, number: u8, port: u16| {
-        Service::new(name, &cluster_ips(number)).both(port).build()
+        ServiceManifest::new(name, &cluster_ips(number))
+            .both(port)
+            .build()
     };
     let mut objects = vec![
         service("local", LOCAL, PORT),
@@ -42,7 +59,7 @@ fn objects(world: &World) -> Vec<Value> {
     objects.extend(Slice::both("mixed", PORT, TARGET, &mixed));
     objects.extend(Slice::both("same-port", TARGET, TARGET, &mixed));
     objects.push(
-        Service::new("tcp-only", &cluster_ips(TCP_ONLY))
+        ServiceManifest::new("tcp-only", &cluster_ips(TCP_ONLY))
             .port(Proto::Tcp, PORT)
             .build(),
     );
@@ -233,15 +250,3 @@ fn an_undefined_port_of_a_cluster_ip_is_refused(scene: &Scene, what: &str) -> Re
     }
     Ok(())
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        a_pod_reaches_local_and_remote_backends_with_its_own_address,
-        an_outside_client_reaches_cluster_ips_by_a_route_to_a_node,
-        large_transfers_through_a_cluster_ip_are_whole,
-        fragmented_datagrams_reach_one_backend_and_come_back,
-        an_undefined_port_of_a_cluster_ip_is_refused
-    ]
-);

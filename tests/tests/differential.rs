@@ -3,7 +3,7 @@
 //!
 //! `LB_WRITE_DIFFERENCES=1` writes what was found into docs/differences.md; without it the page has to be up to date.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -12,10 +12,17 @@ use lb_tests::{
         Difference, Kind, LONG_SILENCE, Outcome, PORT, Point, SILENCE, Subject, cases, explanation,
         objects, page, play, points, replace_generated, shown,
     },
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{TARGET, cluster_ips},
+    tests, trials,
 };
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2, Nft, ControlPlane],
+        [every_difference_to_kube_proxy_is_explained]
+    ))
+}
 
 /// Number of the Service that is written last.
 const LAST: u8 = 9;
@@ -31,9 +38,7 @@ const PAIRS: [(Kind, Kind); 3] = [
 
 /// Semantics 5.16, 6.4, 6.6, 8.2, 8.8, 9.2.a, 9.2.c, 9.2.d, 10.1, 10.2, 10.3, 10.4, 12.6, 28.2, 28.3,
 /// 28.4, 28.5.
-#[test]
 fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, Nft, ControlPlane);
     let start = Instant::now();
     let plane = ControlPlane::start()?;
     eprintln!("control plane: {:?}", start.elapsed());
@@ -46,9 +51,11 @@ fn every_difference_to_kube_proxy_is_explained() -> Result<()> {
         .api()
         .apply_all(&objects(&cases, &subjects[0].world))?;
     let endpoint = [Endpoint::ready(subjects[0].world.a().pod(2))];
-    plane
-        .api()
-        .apply(&Service::new("last", &cluster_ips(LAST)).both(PORT).build())?;
+    plane.api().apply(
+        &ServiceManifest::new("last", &cluster_ips(LAST))
+            .both(PORT)
+            .build(),
+    )?;
     plane
         .api()
         .apply_all(&Slice::both("last", PORT, TARGET, &endpoint))?;

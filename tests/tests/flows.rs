@@ -1,17 +1,32 @@
 //! Flows that are under way: what becomes of them when endpoints go, and when two of them clash.
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, cluster_ip, cluster_ips},
     scenes,
     topology::{Ip, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(scenes!(
+        // No endpoint at first: were there two, an answer of one would not tell that the other is gone.
+        |_| objects(&[]),
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            tcp_connections_outlive_their_endpoint,
+            udp_flows_move_when_their_endpoint_is_gone_but_stay_while_it_serves,
+            two_services_to_one_backend_from_one_port_do_not_clash,
+            a_reused_port_reaches_a_living_endpoint,
+            direct_connections_are_left_alone_beside_translated_ones,
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -19,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 fn objects(endpoints: &[Endpoint<'_>]) -> Vec<Value> {
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
@@ -173,7 +188,7 @@ fn two_services_to_one_backend_from_one_port_do_not_clash(scene: &Scene, what: &
     for backend in near_and_far(world) {
         let mut twins = Vec::new();
         for (name, number) in [("one", 11), ("two", 12)] {
-            let service = Service::new(name, &cluster_ips(number)).both(PORT);
+            let service = ServiceManifest::new(name, &cluster_ips(number)).both(PORT);
             twins.push(service.node_port(30080 + u16::from(number)).build());
             twins.extend(Slice::both(name, PORT, TARGET, &[Endpoint::ready(backend)]));
         }
@@ -306,16 +321,3 @@ fn direct_connections_are_left_alone_beside_translated_ones(
     }
     Ok(())
 }
-
-scenes!(
-    // No endpoint at first: were there two, an answer of one would not tell that the other is gone.
-    |_| objects(&[]),
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        tcp_connections_outlive_their_endpoint,
-        udp_flows_move_when_their_endpoint_is_gone_but_stay_while_it_serves,
-        two_services_to_one_backend_from_one_port_do_not_clash,
-        a_reused_port_reaches_a_living_endpoint,
-        direct_connections_are_left_alone_beside_translated_ones,
-    ]
-);

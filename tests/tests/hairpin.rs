@@ -3,22 +3,33 @@
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, external_ip, external_ips,
     },
+    tests,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            a_pod_reaches_itself_and_sees_its_node,
+            a_pod_among_several_backends_reaches_itself_and_the_others
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
 
 /// The only backend is a2.
 fn objects(world: &World) -> Vec<Value> {
-    let service = Service::new("own", &cluster_ips(1))
+    let service = ServiceManifest::new("own", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT);
     let mut objects = vec![service.external_ips(&external_ips(11)).build()];
@@ -28,7 +39,11 @@ fn objects(world: &World) -> Vec<Value> {
         TARGET,
         &[Endpoint::ready(world.a().pod(0))],
     ));
-    objects.push(Service::new("same", &cluster_ips(2)).both(TARGET).build());
+    objects.push(
+        ServiceManifest::new("same", &cluster_ips(2))
+            .both(TARGET)
+            .build(),
+    );
     objects.extend(Slice::both(
         "same",
         TARGET,
@@ -40,9 +55,7 @@ fn objects(world: &World) -> Vec<Value> {
 
 /// Semantics 8.3, 9.2.d: the pod sees its node as the client, whatever the frontend, and with no `nodeName`
 /// in the slice, too.
-#[test]
 fn a_pod_reaches_itself_and_sees_its_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in Variant::all() {
         let scene = Scene::start(&variant, objects)?;
         let a = scene.world.a();
@@ -77,14 +90,16 @@ fn a_pod_reaches_itself_and_sees_its_node() -> Result<()> {
 }
 
 /// With other backends beside it, a pod reaches all of them, and only itself by way of its node.
-#[test]
 fn a_pod_among_several_backends_reaches_itself_and_the_others() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::bridge()] {
         let scene = Scene::start(&variant, |world| {
             let [a, b] = [world.a(), world.b()];
             let endpoints = [a.pod(0), a.pod(1), b.pod(0)].map(Endpoint::ready);
-            let mut objects = vec![Service::new("several", &cluster_ips(1)).both(PORT).build()];
+            let mut objects = vec![
+                ServiceManifest::new("several", &cluster_ips(1))
+                    .both(PORT)
+                    .build(),
+            ];
             objects.extend(Slice::both("several", PORT, TARGET, &endpoints));
             objects
         })?;

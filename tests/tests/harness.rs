@@ -2,17 +2,79 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
-    agent::Cgroup,
+    cgroup::Cgroup,
     echo::{Dial, Failure, Proto, Server, Stream},
-    require,
+    netns::NetNs,
+    tests,
     topology::{Ip, Place, PodLink, World, WorldOptions},
+    trials,
 };
 use socket2::Type;
+
+fn main() -> ExitCode {
+    let mut trials = tests!(
+        [Root],
+        [
+            a_namespace_has_only_loopback_and_leaves_the_caller_alone,
+            a_published_namespace_has_its_name_until_dropped,
+            a_failing_batch_names_the_line_and_the_namespace,
+            routed_pods_are_reached_from_everywhere,
+            bridged_pods_are_reached_from_everywhere,
+            a_world_is_built_within_two_seconds,
+            outcomes_tell_refused_from_dropped_and_unreachable,
+            a_chosen_source_port_is_seen_and_large_streams_are_whole,
+            no_two_dials_of_a_place_share_a_port,
+            path_mtu_discovery_works_without_an_agent
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Cgroup2],
+        [a_socket_of_a_cgroup_is_in_the_namespace_asked_for]
+    ));
+    trials::run(trials)
+}
+
+fn a_namespace_has_only_loopback_and_leaves_the_caller_alone() -> Result<()> {
+    let outside = fs::read_link("/proc/thread-self/ns/net")?;
+    let ns = NetNs::new("empty")?;
+    let inside = ns.run(|| fs::read_link("/proc/thread-self/ns/net"))??;
+    assert_ne!(outside, inside);
+    assert_eq!(outside, fs::read_link("/proc/thread-self/ns/net")?);
+    let links = ns.output("ip", &["-o", "link"])?;
+    assert_eq!(links.lines().count(), 1, "{links}");
+    assert!(links.contains("lo:"), "{links}");
+    Ok(())
+}
+
+fn a_published_namespace_has_its_name_until_dropped() -> Result<()> {
+    let name = format!("lb-test-{}-published", std::process::id());
+    let published = NetNs::new("named")?.publish(&name)?;
+    let listed = || -> Result<bool> {
+        let output = Command::new("ip").args(["netns", "list"]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains(&name))
+    };
+    assert!(listed()?);
+    drop(published);
+    assert!(!listed()?);
+    Ok(())
+}
+
+fn a_failing_batch_names_the_line_and_the_namespace() -> Result<()> {
+    let ns = NetNs::new("broken")?;
+    let error = ns
+        .ip("link set lo up\nlink set nothing up\n")
+        .expect_err("there is no such interface");
+    assert!(error.to_string().contains("broken"), "{error}");
+    assert!(error.to_string().contains("nothing"), "{error}");
+    Ok(())
+}
 
 /// Every place reaches every pod by its own address, and is seen with its own.
 fn everybody_reaches_every_pod(options: WorldOptions) -> Result<()> {
@@ -53,23 +115,17 @@ fn everybody_reaches_every_pod(options: WorldOptions) -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn routed_pods_are_reached_from_everywhere() -> Result<()> {
-    require!(Root);
     everybody_reaches_every_pod(WorldOptions::default())?;
     everybody_reaches_every_pod(WorldOptions::default().without_offloads())
 }
 
-#[test]
 fn bridged_pods_are_reached_from_everywhere() -> Result<()> {
-    require!(Root);
     everybody_reaches_every_pod(WorldOptions::default().bridge())?;
     everybody_reaches_every_pod(WorldOptions::default().bridge().without_offloads())
 }
 
-#[test]
 fn a_world_is_built_within_two_seconds() -> Result<()> {
-    require!(Root);
     let start = Instant::now();
     let world = World::new(WorldOptions::default())?;
     let took = start.elapsed();
@@ -82,9 +138,7 @@ fn a_world_is_built_within_two_seconds() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn outcomes_tell_refused_from_dropped_and_unreachable() -> Result<()> {
-    require!(Root);
     let world = World::new(WorldOptions {
         pods: PodLink::Routed,
         pods_per_node: 1,
@@ -127,9 +181,7 @@ fn outcomes_tell_refused_from_dropped_and_unreachable() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn a_chosen_source_port_is_seen_and_large_streams_are_whole() -> Result<()> {
-    require!(Root);
     let world = World::new(WorldOptions {
         pods_per_node: 1,
         ..WorldOptions::default()
@@ -150,9 +202,7 @@ fn a_chosen_source_port_is_seen_and_large_streams_are_whole() -> Result<()> {
 }
 
 /// 150 dials each from ports that the kernel picks: at random, two would share one in every third run.
-#[test]
 fn no_two_dials_of_a_place_share_a_port() -> Result<()> {
-    require!(Root);
     let world = World::new(WorldOptions {
         pods_per_node: 1,
         ..WorldOptions::default()
@@ -174,9 +224,7 @@ fn no_two_dials_of_a_place_share_a_port() -> Result<()> {
 
 /// A route's MTU on the last hop makes senders shrink their segments: cases about path-MTU discovery
 /// rest on it.
-#[test]
 fn path_mtu_discovery_works_without_an_agent() -> Result<()> {
-    require!(Root);
     for options in [
         WorldOptions::default(),
         WorldOptions::default().bridge().without_offloads(),
@@ -208,9 +256,7 @@ fn path_mtu_discovery_works_without_an_agent() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn a_socket_of_a_cgroup_is_in_the_namespace_asked_for() -> Result<()> {
-    require!(Root, Cgroup2);
     let world = World::new(WorldOptions {
         pods_per_node: 1,
         ..WorldOptions::default()

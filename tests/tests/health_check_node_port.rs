@@ -3,6 +3,7 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
@@ -10,22 +11,35 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     agent::Agent,
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, Variant, cluster_ips, external_ip, external_ips},
+    tests,
     topology::{Ip, Node, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Type};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            each_node_tells_how_many_endpoints_it_has,
+            its_server_follows_the_service,
+            a_draining_node_leaves_healthz_and_stays_in_the_service_check,
+            an_answer_never_runs_ahead_of_the_data_path,
+            a_service_is_served_though_its_port_cannot_be
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const ASKED: u16 = 31_000;
 const MOVED: u16 = 31_001;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-fn web(asked: u16) -> Service {
-    Service::new("web", &cluster_ips(1))
+fn web(asked: u16) -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(1))
         .both(PORT)
         .node_port(30080)
         .load_balancer(&external_ips(1))
@@ -33,7 +47,7 @@ fn web(asked: u16) -> Service {
         .field("healthCheckNodePort", json!(asked))
 }
 
-fn objects(web: &Service, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
+fn objects(web: &ServiceManifest, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
     let mut objects = vec![web.build()];
     objects.extend(Slice::both("web", PORT, TARGET, endpoints));
     objects
@@ -94,10 +108,8 @@ fn expect(world: &World, node: &Node, port: u16, wanted: Option<(u16, usize)>) -
     Ok(())
 }
 
-#[test]
 fn each_node_tells_how_many_endpoints_it_has() -> Result<()> {
     // semantics 15.1, 15.3, 15.4, 15.6, 15.11
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |world| {
         objects(&web(ASKED), &near(world))
     })?;
@@ -115,10 +127,8 @@ fn each_node_tells_how_many_endpoints_it_has() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn its_server_follows_the_service() -> Result<()> {
     // semantics 15.7, 15.11
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |world| {
         objects(&web(ASKED), &near(world))
     })?;
@@ -136,10 +146,8 @@ fn its_server_follows_the_service() -> Result<()> {
     expect(world, world.a(), MOVED, None)
 }
 
-#[test]
 fn a_draining_node_leaves_healthz_and_stays_in_the_service_check() -> Result<()> {
     // semantics 15.5, 16.5, 16.6, 28.40
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |world| {
         objects(&web(ASKED), &near(world))
     })?;
@@ -178,9 +186,7 @@ fn a_draining_node_leaves_healthz_and_stays_in_the_service_check() -> Result<()>
 }
 
 /// Semantics 15.9, 22.7: who hears that a node has endpoints is served by it from then on.
-#[test]
 fn an_answer_never_runs_ahead_of_the_data_path() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| objects(&web(ASKED), &[]))?;
     let world = &scene.world;
     for round in 0..10 {
@@ -208,9 +214,7 @@ fn an_answer_never_runs_ahead_of_the_data_path() -> Result<()> {
 }
 
 /// Semantics 15.8, 22.7: a port that somebody else has takes nothing from the Service.
-#[test]
 fn a_service_is_served_though_its_port_cannot_be() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
     let host = &world.a().host;

@@ -1,19 +1,34 @@
 //! Processes of a node dial Services through the socket hooks.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all,
         expect_failure, external_ip, external_ips,
     },
+    tests,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            a_host_process_reaches_every_frontend,
+            a_node_port_on_loopback_answers_only_when_named,
+            sockets_of_other_cgroups_and_namespaces_are_left_alone,
+            a_host_process_is_refused_where_no_endpoint_exists,
+            an_unconnected_socket_keeps_its_backend_until_it_is_gone,
+            a_host_connection_outlives_its_endpoint_in_the_list
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const LOCAL: u8 = 1;
@@ -34,7 +49,7 @@ fn objects(world: &World) -> Vec<Value> {
     ];
     let mut objects = Vec::new();
     for (name, number, endpoints) in cases {
-        let service = Service::new(name, &cluster_ips(number))
+        let service = ServiceManifest::new(name, &cluster_ips(number))
             .both(PORT)
             .node_port(node_port(number));
         objects.push(
@@ -58,9 +73,7 @@ fn frontends(world: &World, number: u8, ip: Ip) -> [(IpAddr, u16); 4] {
 }
 
 /// Semantics 8.1. `getpeername` and the source of datagrams are what was dialled, by connected and unconnected sockets.
-#[test]
 fn a_host_process_reaches_every_frontend() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::bridge(), Variant::native()] {
         let scene = Scene::start(&variant, objects)?;
         let world = &scene.world;
@@ -90,9 +103,7 @@ fn a_host_process_reaches_every_frontend() -> Result<()> {
 }
 
 /// Semantics 14.8a: only where `--nodeport-addresses` names loopback. Semantics 28.36: the kernel's guard of loopback stays.
-#[test]
 fn a_node_port_on_loopback_answers_only_when_named() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let loopback = |ip: Ip| -> IpAddr {
         match ip {
             Ip::V4 => [127, 0, 0, 1].into(),
@@ -123,9 +134,7 @@ fn a_node_port_on_loopback_answers_only_when_named() -> Result<()> {
 }
 
 /// The hooks belong to one cgroup and act on sockets of the agent's own network namespace.
-#[test]
 fn sockets_of_other_cgroups_and_namespaces_are_left_alone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), objects)?;
     let world = &scene.world;
     let to = (cluster_ip(Ip::V4, REMOTE), PORT);
@@ -162,11 +171,9 @@ fn sockets_of_other_cgroups_and_namespaces_are_left_alone() -> Result<()> {
 }
 
 /// Semantics 10.1: the call itself fails.
-#[test]
 fn a_host_process_is_refused_where_no_endpoint_exists() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| {
-        let service = Service::new("empty", &cluster_ips(4))
+        let service = ServiceManifest::new("empty", &cluster_ips(4))
             .both(PORT)
             .node_port(node_port(4));
         vec![
@@ -193,9 +200,7 @@ fn a_host_process_is_refused_where_no_endpoint_exists() -> Result<()> {
 }
 
 /// An unconnected socket keeps its backend a dialled address, and moves on when that is gone.
-#[test]
 fn an_unconnected_socket_keeps_its_backend_until_it_is_gone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), objects)?;
     let world = &scene.world;
     let [a, b] = [world.a(), world.b()];
@@ -241,9 +246,7 @@ fn an_unconnected_socket_keeps_its_backend_until_it_is_gone() -> Result<()> {
 }
 
 /// A connection of a host process outlives the endpoint (semantics 18.1).
-#[test]
 fn a_host_connection_outlives_its_endpoint_in_the_list() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), objects)?;
     let host = &scene.world.a().host;
     let patience = Duration::from_secs(5);

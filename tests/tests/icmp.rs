@@ -1,16 +1,29 @@
 //! ICMP errors about translated packets reach whom they concern, with what they quote translated back.
 
-use std::time::Duration;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Stream},
-    manifest::{Endpoint, Service, Slice},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{Scene, TARGET, cluster_ip, cluster_ips},
     scenes,
     topology::{Ip, World},
+    trials,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            a_port_unreachable_of_the_backend_reaches_the_client,
+            path_mtu_towards_the_backend_is_discovered,
+            path_mtu_towards_the_client_is_discovered
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 /// A port that no pod serves.
@@ -27,7 +40,7 @@ fn objects(world: &World) -> Vec<Value> {
     ];
     for (name, number, pod, target) in cases {
         objects.push(
-            Service::new(name, &cluster_ips(number))
+            ServiceManifest::new(name, &cluster_ips(number))
                 .both(PORT)
                 .node_port(30080 + u16::from(number))
                 .build(),
@@ -141,13 +154,3 @@ fn route(world: &World, node: usize, pod: usize, ip: Ip) -> String {
     };
     format!("{} dev {device}", node.pod(pod).addr(ip))
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        a_port_unreachable_of_the_backend_reaches_the_client,
-        path_mtu_towards_the_backend_is_discovered,
-        path_mtu_towards_the_client_is_discovered
-    ]
-);

@@ -1,15 +1,32 @@
 //! Interfaces come and go under a running agent; other programs and the kernel's own filters stay in force.
 
+use std::process::ExitCode;
+
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto, Server},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all},
+    tests,
     topology::{Ip, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut trials = tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing,
+            traffic_of_others_is_left_alone
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2, Nft],
+        [conntrack_calls_nothing_invalid]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -17,7 +34,7 @@ const NODE_PORT: u16 = 30080;
 fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
@@ -32,9 +49,7 @@ fn objects(world: &World) -> Vec<Value> {
 }
 
 /// A pod that appears is covered before it can use its network in practice.
-#[test]
 fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native_bridge()] {
         let mut scene = Scene::start(&variant, objects)?;
         for round in 0..3 {
@@ -54,7 +69,7 @@ fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()
                 // As a backend, too.
                 let _servers = Server::start_all(pod, TARGET)?;
                 let mut grown = vec![
-                    Service::new("s", &cluster_ips(1))
+                    ServiceManifest::new("s", &cluster_ips(1))
                         .both(PORT)
                         .node_port(NODE_PORT)
                         .build(),
@@ -98,9 +113,7 @@ fn a_pod_that_appears_is_covered_and_one_that_goes_leaves_nothing() -> Result<()
 }
 
 /// Semantics 19.4, 28.18: the kernel's conntrack sees genuine flows, nothing INVALID.
-#[test]
 fn conntrack_calls_nothing_invalid() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, Nft);
     for mut variant in [Variant::plain(), Variant::native()] {
         variant.world = variant.world.with_conntrack();
         let scene = Scene::start(&variant, objects)?;
@@ -139,9 +152,7 @@ fn conntrack_calls_nothing_invalid() -> Result<()> {
 }
 
 /// Traffic that is no Service's passes as if nothing were attached, in every direction and family.
-#[test]
 fn traffic_of_others_is_left_alone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in Variant::all() {
         let scene = Scene::start(&variant, objects)?;
         let world = &scene.world;

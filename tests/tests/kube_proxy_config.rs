@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    process::ExitCode,
     process::{Command, Output},
     time::Duration,
 };
@@ -10,25 +11,48 @@ use std::{
 use anyhow::{Result, ensure};
 use lb_tests::echo::{Dial, Failure, Proto, Stream};
 use lb_tests::{
-    agent::{Agent, AgentOptions, TempDir, binary},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    agent::{Agent, AgentOptions, binary},
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect,
         expect_failure, external_ip, external_ips,
     },
+    tempdir::TempDir,
+    tests,
     topology::{Ip, World, WorldOptions},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut trials = tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            fields_of_the_file_take_effect,
+            a_changed_file_ends_the_agent_and_the_dataplane_goes_on,
+            a_changed_file_ends_an_agent_that_waits_for_its_lists,
+            cleanup_as_a_flag_takes_everything_away
+        ]
+    );
+    trials.extend(tests!(
+        [],
+        [
+            init_only_sets_the_kernel_and_ends,
+            the_configuration_in_force_can_be_written
+        ]
+    ));
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2, Nft],
+        [conntrack_of_the_node_is_set_as_asked]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
 
-#[test]
 fn fields_of_the_file_take_effect() -> Result<()> {
     // semantics 4.3, 24.1, 24.14
-    require!(Root, Bpf, Cgroup2);
     let dir = TempDir::new("config")?;
     let path = dir.path().join("config.conf");
     fs::write(
@@ -38,7 +62,7 @@ fn fields_of_the_file_take_effect() -> Result<()> {
     )?;
     let variant = Variant::plain().flag(&format!("--config={}", path.display()));
     let scene = Scene::start(&variant, |world| {
-        let web = Service::new("web", &cluster_ips(1))
+        let web = ServiceManifest::new("web", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .external_ips(&external_ips(1));
@@ -85,7 +109,11 @@ const HEAD: &str =
     "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nmode: nftables\n";
 
 fn web(world: &World) -> Vec<Value> {
-    let mut objects = vec![Service::new("web", &cluster_ips(1)).both(PORT).build()];
+    let mut objects = vec![
+        ServiceManifest::new("web", &cluster_ips(1))
+            .both(PORT)
+            .build(),
+    ];
     let endpoints = [Endpoint::ready(world.a().pod(1))];
     objects.extend(Slice::both("web", PORT, TARGET, &endpoints));
     objects
@@ -100,9 +128,7 @@ fn dials(world: &World) -> impl Iterator<Item = Dial<'_>> {
 
 /// Semantics 24.1, 25.3, 28.46: a changed file ends the agent, so that it is started with it; one that cannot be used does
 /// not. Without the agent traffic goes on.
-#[test]
 fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let dir = TempDir::new("config")?;
     let path = dir.path().join("config.conf");
     fs::write(&path, HEAD)?;
@@ -135,9 +161,7 @@ fn a_changed_file_ends_the_agent_and_the_dataplane_goes_on() -> Result<()> {
 }
 
 /// Semantics 24.1: an agent that waits for an API server in vain hears of its file, too.
-#[test]
 fn a_changed_file_ends_an_agent_that_waits_for_its_lists() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(WorldOptions::default())?;
     let dir = TempDir::new("config")?;
     let [path, kubeconfig] = ["config.conf", "kubeconfig"].map(|name| dir.path().join(name));
@@ -165,9 +189,7 @@ fn a_changed_file_ends_an_agent_that_waits_for_its_lists() -> Result<()> {
 }
 
 /// Semantics 24.11, 25.5: `run --cleanup` does what `cleanup` does, as often as one likes, once its flags are right.
-#[test]
 fn cleanup_as_a_flag_takes_everything_away() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::plain(), web)?;
     for dial in dials(&scene.world) {
         dial.ask()?;
@@ -202,7 +224,6 @@ fn run(proc: &Path, flags: &[&str]) -> Result<Output> {
 }
 
 /// Semantics 24.9, 25.6: `--init-only` sets what needs a writable `/proc/sys` and ends; what cannot be set is an error.
-#[test]
 fn init_only_sets_the_kernel_and_ends() -> Result<()> {
     let proc = TempDir::new("proc")?;
     let file = |name: &str| proc.path().join("net").join(name);
@@ -257,7 +278,6 @@ fn init_only_sets_the_kernel_and_ends() -> Result<()> {
 }
 
 /// Semantics 24.1: `--write-config-to` writes what flags and file come to.
-#[test]
 fn the_configuration_in_force_can_be_written() -> Result<()> {
     let dir = TempDir::new("written")?;
     let [given, written] = ["given", "written"].map(|name| dir.path().join(name));
@@ -285,9 +305,7 @@ fn the_configuration_in_force_can_be_written() -> Result<()> {
 }
 
 /// Semantics 24.9: an agent that runs sets the conntrack of its node, and what was not asked for stays.
-#[test]
 fn conntrack_of_the_node_is_set_as_asked() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, Nft);
     let mut variant = Variant::plain().flag("--conntrack-tcp-timeout-close-wait=1h");
     variant.world = variant.world.with_conntrack();
     let scene = Scene::start(&variant, web)?;

@@ -1,22 +1,40 @@
 //! The directory of manifests, followed live; and what the agent says about bad ones.
 
-use std::fs;
+use std::{fs, process::ExitCode};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Outcome},
-    manifest::{Endpoint, ManifestDir, Service, Slice, list},
-    require,
+    manifest::{Endpoint, ManifestDir, ServiceManifest, Slice, list},
     scene::{SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips},
+    tests,
     topology::{Ip, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            files_are_followed_as_they_come_change_and_go,
+            many_files_at_once_are_all_served,
+            a_bad_file_is_named_and_its_last_good_state_serves,
+            an_object_in_two_files_is_an_error_that_names_both,
+            the_agent_starts_on_a_directory_with_a_bad_file,
+            a_missing_directory_is_one_clear_sentence
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 
 fn service(name: &str, number: u8, world: &World) -> Vec<Value> {
-    let mut objects = vec![Service::new(name, &cluster_ips(number)).both(PORT).build()];
+    let mut objects = vec![
+        ServiceManifest::new(name, &cluster_ips(number))
+            .both(PORT)
+            .build(),
+    ];
     objects.extend(Slice::both(
         name,
         PORT,
@@ -34,9 +52,7 @@ fn answered(outcome: &Outcome) -> bool {
     outcome.is_ok()
 }
 
-#[test]
 fn files_are_followed_as_they_come_change_and_go() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
 
@@ -47,7 +63,7 @@ fn files_are_followed_as_they_come_change_and_go() -> Result<()> {
     scene.until("renamed in", dial(world, 1), answered)?;
     let yaml = "\
 apiVersion: v1
-kind: Service
+kind: ServiceManifest
 metadata: {name: two, namespace: test}
 spec:
   clusterIP: 10.96.0.2
@@ -103,9 +119,7 @@ endpoints:
     Ok(())
 }
 
-#[test]
 fn many_files_at_once_are_all_served() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
     for number in 1..=200 {
@@ -139,12 +153,10 @@ fn many_files_at_once_are_all_served() -> Result<()> {
 
 /// Each file is bad in its own way: the log names the file, and the field or line; what it held before
 /// goes on serving; the other files are followed; the right file ends it.
-#[test]
 fn a_bad_file_is_named_and_its_last_good_state_serves() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let good = "\
 apiVersion: v1
-kind: Service
+kind: ServiceManifest
 metadata: {name: file, namespace: test}
 spec:
   clusterIP: 10.96.0.1
@@ -237,9 +249,7 @@ endpoints: [{addresses: [10.244.2.2]}]
 }
 
 /// An error that names both files, and the first keeps serving.
-#[test]
 fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| Vec::new())?;
     let world = &scene.world;
     scene
@@ -249,7 +259,9 @@ fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
     let log = scene.a.log().len();
     scene.manifests.write(
         "second.json",
-        &Service::new("twice", &cluster_ips(2)).both(PORT).build(),
+        &ServiceManifest::new("twice", &cluster_ips(2))
+            .both(PORT)
+            .build(),
     )?;
     wait::until("an error that names both files", SOON, || {
         let news = scene.a.log()[log..].to_owned();
@@ -276,9 +288,7 @@ fn an_object_in_two_files_is_an_error_that_names_both() -> Result<()> {
 }
 
 /// A start on a bad directory is one clear sentence; on a bad file the rest is served.
-#[test]
 fn the_agent_starts_on_a_directory_with_a_bad_file() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(lb_tests::topology::WorldOptions::default())?;
     let _server = lb_tests::echo::Server::start_all(world.b().pod(0), TARGET)?;
     let manifests = ManifestDir::new()?;
@@ -303,9 +313,7 @@ fn the_agent_starts_on_a_directory_with_a_bad_file() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn a_missing_directory_is_one_clear_sentence() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(lb_tests::topology::WorldOptions::default())?;
     let manifests = ManifestDir::new()?;
     let mut agent = lb_tests::agent::Agent::prepare(

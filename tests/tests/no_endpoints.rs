@@ -2,25 +2,38 @@
 
 use std::{
     net::IpAddr,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, external_ip, external_ips,
     },
+    tests,
     topology::{Ip, Node, World},
+    trials,
 };
 use serde_json::Value;
 
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            everybody_is_refused_at_once,
+            an_endpoint_that_appears_is_used_and_one_that_goes_is_refused,
+            terminating_endpoints_that_serve_are_used_before_nothing
+        ]
+    ))
+}
+
 const PORT: u16 = 80;
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(30080 + u16::from(number))
         .external_ips(&external_ips(10 + number))
@@ -60,9 +73,7 @@ fn objects(world: &World) -> Vec<Value> {
 }
 
 /// Semantics 5.14, 6.6, 10.1, 10.7, 10.8, 10.10, 28.27: an answer at once, for everybody, at every frontend, whatever the policy.
-#[test]
 fn everybody_is_refused_at_once() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in Variant::all() {
         let scene = Scene::start(&variant, objects)?;
         let world = &scene.world;
@@ -96,9 +107,7 @@ fn everybody_is_refused_at_once() -> Result<()> {
 }
 
 /// Semantics 10.9: no negative state is left; and the way back.
-#[test]
 fn an_endpoint_that_appears_is_used_and_one_that_goes_is_refused() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native_bridge()] {
         let scene = Scene::start(&variant, objects)?;
         let world = &scene.world;
@@ -145,9 +154,7 @@ fn an_endpoint_that_appears_is_used_and_one_that_goes_is_refused() -> Result<()>
 }
 
 /// Semantics 6.2: where nothing is ready, endpoints that terminate but still serve are used.
-#[test]
 fn terminating_endpoints_that_serve_are_used_before_nothing() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |world| {
         let [a, b] = [world.a(), world.b()];
         let endpoints = [

@@ -1,47 +1,71 @@
 //! Pods and outside clients dial NodePorts, externalIPs and load-balancer addresses.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ips, expect, expect_all, expect_failure,
         external_ip, external_ips,
     },
-    scenes,
+    scenes, tests,
     topology::{Ip, Node, World},
+    trials,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut trials = scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            an_outside_client_reaches_local_and_remote_backends_by_every_frontend,
+            a_pod_reaches_the_external_frontends_of_its_node,
+            a_pod_reaches_the_node_ports_of_another_node,
+            large_transfers_through_a_node_port_are_whole,
+            fragmented_datagrams_from_outside_reach_one_backend_and_come_back,
+            undefined_ports_of_external_addresses_are_left_to_the_host,
+            the_hook_that_should_translate_does
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            masquerade_kube_proxy_hides_clients_of_external_frontends,
+            source_ranges_drop_strangers_at_the_load_balancer_address_only
+        ]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 
 /// A Service with every external frontend, by its number.
 #[derive(Clone, Copy)]
-struct Case {
+struct ExternalService {
     name: &'static str,
     number: u8,
 }
 
 /// Backend a3.
-const LOCAL: Case = Case {
+const LOCAL: ExternalService = ExternalService {
     name: "local",
     number: 1,
 };
 /// Backend b2.
-const REMOTE: Case = Case {
+const REMOTE: ExternalService = ExternalService {
     name: "remote",
     number: 2,
 };
 /// Backends a3, a4, b2, b3.
-const MIXED: Case = Case {
+const MIXED: ExternalService = ExternalService {
     name: "mixed",
     number: 3,
 };
 
-impl Case {
+impl ExternalService {
     fn node_port(self) -> u16 {
         30080 + u16::from(self.number)
     }
@@ -56,7 +80,7 @@ impl Case {
     }
 
     fn objects(self, endpoints: &[Endpoint<'_>]) -> Vec<Value> {
-        let service = Service::new(self.name, &cluster_ips(self.number))
+        let service = ServiceManifest::new(self.name, &cluster_ips(self.number))
             .both(PORT)
             .node_port(self.node_port())
             .external_ips(&external_ips(10 + self.number))
@@ -145,9 +169,7 @@ fn a_pod_reaches_the_node_ports_of_another_node(scene: &Scene, what: &str) -> Re
 }
 
 /// Semantics 9.2.c, to the letter: policy Cluster hides every client.
-#[test]
 fn masquerade_kube_proxy_hides_clients_of_external_frontends() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let variant =
             variant.flag("--masquerade kube-proxy --cluster-cidr 10.244.0.0/16,fd00:10:244::/48");
@@ -242,13 +264,11 @@ fn undefined_ports_of_external_addresses_are_left_to_the_host(
 
 /// Semantics 12.1, 12.2, 12.3, 28.8, 28.9: a source outside the ranges is dropped, and only at the load-balancer address.
 /// Semantics 9.8: the client is looked at, not the node that stands in for it.
-#[test]
 fn source_ranges_drop_strangers_at_the_load_balancer_address_only() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| {
             let service = |name: &str, number: u8, ranges: &[&str]| {
-                let ports = Service::new(name, &cluster_ips(number))
+                let ports = ServiceManifest::new(name, &cluster_ips(number))
                     .both(PORT)
                     .node_port(30080 + u16::from(number));
                 ports
@@ -374,17 +394,3 @@ fn the_hook_that_should_translate_does(scene: &Scene, what: &str) -> Result<()> 
     }
     Ok(())
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        an_outside_client_reaches_local_and_remote_backends_by_every_frontend,
-        a_pod_reaches_the_external_frontends_of_its_node,
-        a_pod_reaches_the_node_ports_of_another_node,
-        large_transfers_through_a_node_port_are_whole,
-        fragmented_datagrams_from_outside_reach_one_backend_and_come_back,
-        undefined_ports_of_external_addresses_are_left_to_the_host,
-        the_hook_that_should_translate_does
-    ]
-);

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -14,14 +15,38 @@ use lb_tests::{
     agent::{Agent, AgentOptions},
     control_plane::{self, ControlPlane, Role},
     echo::{Dial, Proto, Stream},
-    manifest::{Endpoint, ManifestDir, Service, Slice, list},
-    require,
+    manifest::{Endpoint, ManifestDir, ServiceManifest, Slice, list},
     scene::{SILENCE, SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ips},
+    tests,
     topology::{Ip, World, WorldOptions},
-    wait,
+    trials, wait,
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Type};
+
+fn main() -> ExitCode {
+    let mut trials = tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            every_command_answers_of_a_running_and_of_a_stopped_agent,
+            without_the_state_file_commands_show_ids,
+            health_and_metrics_answer_from_the_start,
+            an_object_without_room_is_named_and_the_rest_is_served,
+            a_source_translated_flow_is_one_row,
+            events_are_logged_at_debug_level_only,
+            hooks_that_somebody_detaches_come_back,
+            the_metrics_port_shows_configuration_flags_and_status
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2, ControlPlane],
+        [
+            a_node_object_that_changes_or_goes_is_taken_over,
+            an_address_that_cannot_be_bound_ends_the_agent_where_that_is_wanted
+        ]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -34,16 +59,16 @@ const COMMANDS: [&str; 5] = ["status", "services", "backends", "flows", "interfa
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn objects(world: &World) -> Vec<Value> {
-    let web = Service::new("web", &cluster_ips(1))
+    let web = ServiceManifest::new("web", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .external_ips(&external_ips(1))
         .affinity(600);
-    let far = Service::new("far", &cluster_ips(2))
+    let far = ServiceManifest::new("far", &cluster_ips(2))
         .both(PORT)
         .node_port(NODE_PORT + 10)
         .external_local();
-    let rival = Service::new("web-rival", &cluster_ips(3))
+    let rival = ServiceManifest::new("web-rival", &cluster_ips(3))
         .both(PORT)
         .external_ips(&external_ips(1));
     let near_and_far = [
@@ -218,9 +243,7 @@ fn check_services(agent: &Agent) -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn every_command_answers_of_a_running_and_of_a_stopped_agent() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::plain(), objects)?;
     scene.manifests.write_text("broken.yaml", "kind: [\n")?;
     let mut client = Stream::open(Dial::tcp(
@@ -300,9 +323,7 @@ fn every_command_answers_of_a_running_and_of_a_stopped_agent() -> Result<()> {
 }
 
 /// Names are the agent's knowledge; without its file commands say so and show ids.
-#[test]
 fn without_the_state_file_commands_show_ids() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::plain(), objects)?;
     wait_for_names(&scene.a)?;
     let dir = scene.a.run_dir().to_owned();
@@ -382,9 +403,7 @@ fn without_the_state_file_commands_show_ids() -> Result<()> {
 }
 
 /// Semantics 16.4, 16.12, 23: the agent answers before it is ready, and the rows that dashboards ask for are there.
-#[test]
 fn health_and_metrics_answer_from_the_start() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(WorldOptions::default())?;
     let _servers = lb_tests::echo::Server::start_all(world.a().pod(1), TARGET)?;
     let manifests = ManifestDir::with(&objects(&world))?;
@@ -491,7 +510,9 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
     let changes = agent.metric("kubeproxy_sync_proxy_rules_service_changes_total", &[])?;
     manifests.write(
         "more.json",
-        &Service::new("more", &cluster_ips(9)).both(PORT).build(),
+        &ServiceManifest::new("more", &cluster_ips(9))
+            .both(PORT)
+            .build(),
     )?;
     manifests.write_text("broken.yaml", "kind: [\n")?;
     wait::until("the change and the broken file are counted", SOON, || {
@@ -511,11 +532,9 @@ fn health_and_metrics_answer_from_the_start() -> Result<()> {
 
 /// A map that is full: the object that does not fit is named in an error and a metric, everything else is served (semantics
 /// 28.19).
-#[test]
 fn an_object_without_room_is_named_and_the_rest_is_served() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let service = |name: &str, number: u8, ports: &[u16], endpoints: &[Endpoint<'_>]| {
-        let mut service = Service::new(name, &[cluster_ip(Ip::V4, number)]);
+        let mut service = ServiceManifest::new(name, &[cluster_ip(Ip::V4, number)]);
         let mut slice = Slice::new(name, Ip::V4);
         for port in ports {
             service = service.port(Proto::Tcp, *port);
@@ -625,16 +644,14 @@ fn an_object_without_room_is_named_and_the_rest_is_served() -> Result<()> {
 }
 
 /// A flow from outside to a remote backend: both directions and both translations are one row, wherever it is carried.
-#[test]
 fn a_source_translated_flow_is_one_row() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let variants = [
         (Variant::native(), true),
         (Variant::plain().flag("--tc-attach clsact"), false),
     ];
     for (variant, is_xdp) in variants {
         let scene = Scene::start(&variant, |world| {
-            let service = Service::new("remote", &cluster_ips(1))
+            let service = ServiceManifest::new("remote", &cluster_ips(1))
                 .both(PORT)
                 .node_port(NODE_PORT);
             let mut objects = vec![service.build()];
@@ -696,9 +713,7 @@ fn a_source_translated_flow_is_one_row() -> Result<()> {
 }
 
 /// New flows are logged, and written to the ring buffer, only where the log asks for them.
-#[test]
 fn events_are_logged_at_debug_level_only() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut variant = Variant::plain();
     variant.agent.log = "info,lb_agent::events=debug".into();
     let mut scene = Scene::start(&variant, objects)?;
@@ -733,9 +748,7 @@ fn events_are_logged_at_debug_level_only() -> Result<()> {
 }
 
 /// Semantics 22.6: hooks that somebody takes away come back.
-#[test]
 fn hooks_that_somebody_detaches_come_back() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [
         Variant::native(),
         Variant::plain().flag("--tc-attach clsact"),
@@ -791,9 +804,7 @@ fn get(world: &World, port: u16, path: &str) -> Result<String> {
 }
 
 /// Semantics 16.11, 24.11: the metrics port tells of the process what kube-proxy's tells.
-#[test]
 fn the_metrics_port_shows_configuration_flags_and_status() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let variant = Variant::plain()
         .flag("--feature-gates AllowServiceExternalIPs=false")
         .flag("--oom-score-adj=321");
@@ -870,11 +881,9 @@ fn wait_event(plane: &ControlPlane, reason: &str, kind: &str) -> Result<Value> {
 
 /// Semantics 16.5, 25.1, 25.2, 28.49: a Node that changes its address or goes is taken over; without it load balancers are
 /// sent away, and what is served stays.
-#[test]
 fn a_node_object_that_changes_or_goes_is_taken_over() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     let local = |world: &World| {
-        let service = Service::new("web", &cluster_ips(20))
+        let service = ServiceManifest::new("web", &cluster_ips(20))
             .both(PORT)
             .node_port(NODE_PORT);
         let mut objects = vec![service.build()];
@@ -937,9 +946,7 @@ fn a_node_object_that_changes_or_goes_is_taken_over() -> Result<()> {
 }
 
 /// Semantics 16.10: with `--bind-address-hard-fail` an address that is taken ends the agent, with an Event on the Node.
-#[test]
 fn an_address_that_cannot_be_bound_ends_the_agent_where_that_is_wanted() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, ControlPlane);
     for (port, reason) in [
         (10256, "FailedToStartProxierHealthcheck"),
         (10249, "FailedToStartMetricServer"),

@@ -50,12 +50,7 @@ fn key<F: Net>(source: SocketAddr, destination: SocketAddr, side: Side) -> FlowK
 }
 
 fn another_cpu_made_the_same_flow_first<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     // Its reply entry stands between our lookup and our insertion.
     *F::half(node.dataplane).race.borrow_mut() = Some(Box::new(|half, key, reply| {
         half.insert_opening(key, reply);
@@ -95,12 +90,7 @@ fn another_cpu_chose_another_backend_first<F: Net + Halves>(node: &mut CaseNode<
 
 /// Semantics 28.19.
 fn full_flow_table_leaves_flows_in_openings<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.dataplane.full.set(true);
     node.sent(At::Pod, &first(TCP, pod, vip));
     node.sent(At::Out, &packet(TCP, to, pod));

@@ -1,18 +1,32 @@
 //! The agent ends, by request or not, and starts again under traffic. Nothing may notice.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::Agent,
     echo::{Datagrams, Dial, Proto, Stream, Traffic},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect},
+    tests,
     topology::{Ip, World},
+    trials,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            connections_survive_sigterm_and_a_new_start,
+            connections_survive_sigkill_and_a_new_start,
+            ids_and_affinity_are_the_same_after_a_restart,
+            changes_made_while_the_agent_was_away_are_applied,
+            cleanup_removes_everything
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -22,14 +36,14 @@ fn objects(world: &World) -> Vec<Value> {
     let [a, b] = [world.a(), world.b()];
     let endpoints = [a.pod(1), a.pod(2), b.pod(0), b.pod(1)].map(Endpoint::ready);
     let mut objects = vec![
-        Service::new("s", &cluster_ips(1))
+        ServiceManifest::new("s", &cluster_ips(1))
             .both(PORT)
             .node_port(NODE_PORT)
             .build(),
     ];
     objects.extend(Slice::both("s", PORT, TARGET, &endpoints));
     objects.push(
-        Service::new("sticky", &cluster_ips(2))
+        ServiceManifest::new("sticky", &cluster_ips(2))
             .both(PORT)
             .affinity(10_800)
             .build(),
@@ -138,25 +152,19 @@ fn connections_survive(variant: &Variant, signal: Signal) -> Result<()> {
 }
 
 /// Semantics 18.2, 25.3, 25.4.
-#[test]
 fn connections_survive_sigterm_and_a_new_start() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     connections_survive(&Variant::plain(), Signal::SIGTERM)?;
     connections_survive(&Variant::native_bridge(), Signal::SIGTERM)
 }
 
 /// Semantics 18.2, 25.4.
-#[test]
 fn connections_survive_sigkill_and_a_new_start() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     connections_survive(&Variant::bridge(), Signal::SIGKILL)?;
     connections_survive(&Variant::native(), Signal::SIGKILL)
 }
 
 /// Semantics 13.11: affinity is kept; so are backend ids, which flows name.
-#[test]
 fn ids_and_affinity_are_the_same_after_a_restart() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::plain(), objects)?;
     let sticky: Vec<(Ip, Proto)> = Ip::BOTH
         .into_iter()
@@ -205,15 +213,13 @@ fn backend_ids(agent: &Agent) -> Result<BTreeMap<String, Value>> {
 }
 
 /// What changed while no agent ran is caught up with, and what went is gone (semantics 25.4, 28.37).
-#[test]
 fn changes_made_while_the_agent_was_away_are_applied() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::native(), objects)?;
     scene.a.kill()?;
     {
         let [a, b] = [scene.world.a(), scene.world.b()];
         let mut changed = vec![
-            Service::new("new", &cluster_ips(3))
+            ServiceManifest::new("new", &cluster_ips(3))
                 .both(PORT)
                 .node_port(30083)
                 .build(),
@@ -264,9 +270,7 @@ fn changes_made_while_the_agent_was_away_are_applied() -> Result<()> {
 }
 
 /// `cleanup` takes everything away: programs, pins, and with them every translation (semantics 25.5).
-#[test]
 fn cleanup_removes_everything() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::native(), objects)?;
     let to = (cluster_ip(Ip::V4, 1), PORT);
     for from in [scene.world.a().pod(0), &scene.world.a().host] {

@@ -1,22 +1,49 @@
 //! Addresses that are special: a node's further ones, a host's own port, endpoints outside the cluster or of a node, and
 //! frontends that the node itself has.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     agent::{Agent, AgentOptions},
     echo::{Dial, Failure, Proto, Server},
-    manifest::{self, Endpoint, ManifestDir, Service, Slice},
-    require,
+    manifest::{self, Endpoint, ManifestDir, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect, expect_failure,
         external_ip, external_ips,
     },
-    scenes,
+    scenes, tests,
     topology::{Ip, UPLINK, World, WorldOptions},
+    trials,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut trials = scenes!(
+        objects,
+        [plain, native],
+        [
+            source_ranges_do_not_hold_at_external_ips,
+            external_addresses_are_not_claimed,
+            a_node_port_is_taken_at_accepted_addresses_only,
+            an_endpoint_outside_the_cluster_is_served,
+            an_endpoint_of_the_hosts_network_is_served,
+            a_frontend_that_the_node_has_is_dialled_from_the_nodes_address
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2, Nft],
+        [packet_marks_belong_to_others]
+    ));
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2],
+        [a_host_without_ipv6_is_served_in_ipv4]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 /// Source ranges that admit nobody here; backend b2.
@@ -34,8 +61,8 @@ fn node_port(number: u8) -> u16 {
     30080 + u16::from(number)
 }
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(node_port(number))
         .external_ips(&external_ips(10 + number))
@@ -200,19 +227,6 @@ fn a_frontend_that_the_node_has_is_dialled_from_the_nodes_address(
     Ok(())
 }
 
-scenes!(
-    objects,
-    [plain, native],
-    [
-        source_ranges_do_not_hold_at_external_ips,
-        external_addresses_are_not_claimed,
-        a_node_port_is_taken_at_accepted_addresses_only,
-        an_endpoint_outside_the_cluster_is_served,
-        an_endpoint_of_the_hosts_network_is_served,
-        a_frontend_that_the_node_has_is_dialled_from_the_nodes_address
-    ]
-);
-
 /// Packets with a mark that leave node-a, or arrive at it.
 fn marked(scene: &Scene) -> Result<u64> {
     let host = &scene.world.a().host.ns;
@@ -225,9 +239,7 @@ fn marked(scene: &Scene) -> Result<u64> {
 }
 
 /// Semantics 9.6: no mark is left on packets, and one that somebody else sets is kept and does no harm.
-#[test]
 fn packet_marks_belong_to_others() -> Result<()> {
-    require!(Root, Bpf, Cgroup2, Nft);
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| {
             let mut objects = vec![service("web", CLOSED).build()];
@@ -280,9 +292,7 @@ fn packet_marks_belong_to_others() -> Result<()> {
 }
 
 /// Semantics 20.2: a host without IPv6 is served in IPv4.
-#[test]
 fn a_host_without_ipv6_is_served_in_ipv4() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let world = World::new(WorldOptions::default())?;
     let [a, b] = [world.a(), world.b()];
     a.host.ns.sysctl(&[

@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    process::ExitCode,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
@@ -10,16 +11,30 @@ use std::{
 use anyhow::{Result, anyhow, ensure};
 use lb_tests::{
     echo::{Dial, Failure, Proto, Stream},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SOON, Scene, Seen, TARGET, Variant, cluster_ip, cluster_ips, expect, expect_all,
         external_ip, external_ips,
     },
+    tests,
     topology::{Ip, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            protocols_of_one_port_come_and_go,
+            frontends_change_hands_without_a_gap,
+            a_family_comes_and_goes_and_the_other_does_not_blink,
+            an_address_of_two_services_stays_when_one_goes,
+            open_connections_outlive_a_change_of_policy,
+            local_clients_never_meet_other_nodes_while_endpoints_change
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -27,12 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A lost SYN is sent again after a second.
 const AT_ONCE: Duration = Duration::from_millis(950);
 
-fn web() -> Service {
-    Service::new("web", &cluster_ips(1)).load_balancer(&external_ips(21))
+fn web() -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(1)).load_balancer(&external_ips(21))
 }
 
 /// A Service of these protocols with a backend on node-b.
-fn with(service: Service, protos: &[Proto], world: &World) -> Vec<Value> {
+fn with(service: ServiceManifest, protos: &[Proto], world: &World) -> Vec<Value> {
     let service = protos
         .iter()
         .fold(service, |service, proto| service.port(*proto, PORT));
@@ -59,9 +74,7 @@ fn clients(world: &World) -> [&Place; 3] {
 }
 
 /// Semantics 18.6, 21.1: the protocols of one port number come and go alone, at every frontend.
-#[test]
 fn protocols_of_one_port_come_and_go() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     use Proto::{Tcp, Udp};
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| with(web(), &[Tcp], world))?;
@@ -162,9 +175,7 @@ fn passes(scene: &Scene) -> Result<f64> {
 }
 
 /// Semantics 21.3, 21.4: ports that are named anew, and a Service that takes another's place with all its addresses.
-#[test]
 fn frontends_change_hands_without_a_gap() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let scene = Scene::start(&variant, |world| with(web(), &Proto::BOTH, world))?;
         let world = &scene.world;
@@ -204,9 +215,7 @@ fn frontends_change_hands_without_a_gap() -> Result<()> {
 }
 
 /// Semantics 20.4: the other family comes and goes.
-#[test]
 fn a_family_comes_and_goes_and_the_other_does_not_blink() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for (stays, comes) in [(Ip::V4, Ip::V6), (Ip::V6, Ip::V4)] {
         let scene = Scene::start(&Variant::native(), |world| with(web(), &Proto::BOTH, world))?;
         let world = &scene.world;
@@ -215,7 +224,7 @@ fn a_family_comes_and_goes_and_the_other_does_not_blink() -> Result<()> {
                 let mut objects = with(web(), &Proto::BOTH, world);
                 let is_single = round % 2 == 0;
                 if is_single {
-                    let service = Service::new("web", &[cluster_ip(stays, 1)])
+                    let service = ServiceManifest::new("web", &[cluster_ip(stays, 1)])
                         .load_balancer(&external_ips(21));
                     objects[0] = with(service, &Proto::BOTH, world).swap_remove(0);
                 }
@@ -236,12 +245,10 @@ fn a_family_comes_and_goes_and_the_other_does_not_blink() -> Result<()> {
 }
 
 /// Semantics 21.6, 28.31: two Services with ports of one address; one goes, the other stays as it was.
-#[test]
 fn an_address_of_two_services_stays_when_one_goes() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::native(), |world| with(web(), &Proto::BOTH, world))?;
     let world = &scene.world;
-    let other = Service::new("other", &cluster_ips(2))
+    let other = ServiceManifest::new("other", &cluster_ips(2))
         .both(81)
         .node_port(30081)
         .load_balancer(&external_ips(21));
@@ -270,9 +277,7 @@ fn an_address_of_two_services_stays_when_one_goes() -> Result<()> {
 }
 
 /// Semantics 28.7: a policy that changes is for new flows.
-#[test]
 fn open_connections_outlive_a_change_of_policy() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     for variant in [Variant::plain(), Variant::native()] {
         let objects = |world: &World, is_local: bool| {
             let service = match is_local {
@@ -353,9 +358,7 @@ fn open_connections_outlive_a_change_of_policy() -> Result<()> {
 }
 
 /// Semantics 6.4, 28.6: endpoints of other nodes come and go, and clients from outside stay with this node's.
-#[test]
 fn local_clients_never_meet_other_nodes_while_endpoints_change() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::native(), |world| {
         with(web().external_local(), &Proto::BOTH, world)
     })?;

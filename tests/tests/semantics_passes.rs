@@ -1,15 +1,24 @@
 //! When the maps are brought up to date: at once, once for many changes, and visibly where nothing had to be written.
 
+use std::process::ExitCode;
+
 use anyhow::{Result, ensure};
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips},
+    tests,
     topology::{Ip, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [changes_are_merged_and_those_without_effect_are_counted]
+    ))
+}
 
 const PORT: u16 = 80;
 /// Services, all changed at once.
@@ -22,7 +31,11 @@ fn objects(world: &World) -> Vec<Value> {
     let mut objects = Vec::new();
     for number in 1..=MANY {
         let name = format!("s{number}");
-        objects.push(Service::new(&name, &cluster_ips(number)).both(PORT).build());
+        objects.push(
+            ServiceManifest::new(&name, &cluster_ips(number))
+                .both(PORT)
+                .build(),
+        );
         objects.extend(Slice::both(&name, PORT, TARGET, &endpoints));
     }
     objects
@@ -36,9 +49,7 @@ fn passes(scene: &Scene) -> Result<f64> {
 
 /// Semantics 22.1, 22.8: everything that the lists hold is served when the agent says that it is ready; many changes are a
 /// few passes, and a change without an effect is one, too.
-#[test]
 fn changes_are_merged_and_those_without_effect_are_counted() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), objects)?;
     let world = &scene.world;
     for ip in Ip::BOTH {

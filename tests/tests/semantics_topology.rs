@@ -1,17 +1,30 @@
 //! Topology hints under traffic: who uses which endpoints, and what a node's zone changes.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use lb_tests::{
     echo::{Dial, Proto},
-    manifest::{self, Endpoint, Service, Slice},
-    require,
+    manifest::{self, Endpoint, ServiceManifest, Slice},
     scene::{
         Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect_all, external_ip,
         external_ips,
     },
+    tests,
     topology::{Ip, Place, World},
+    trials,
 };
 use serde_json::{Value, json};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            each_node_uses_what_is_hinted_for_it,
+            policy_local_takes_no_hint
+        ]
+    ))
+}
 
 const PORT: u16 = 80;
 const SERVICE: u8 = 1;
@@ -19,7 +32,7 @@ const SERVICE: u8 = 1;
 /// An endpoint and its hints: zones, nodes.
 type Hinted<'a> = (&'a Place, &'a [&'a str], &'a [&'a str]);
 
-fn objects(service: Service, endpoints: &[Hinted<'_>]) -> Vec<Value> {
+fn objects(service: ServiceManifest, endpoints: &[Hinted<'_>]) -> Vec<Value> {
     let ready: Vec<Endpoint<'_>> = endpoints
         .iter()
         .map(|(place, ..)| Endpoint::ready(place))
@@ -38,8 +51,8 @@ fn objects(service: Service, endpoints: &[Hinted<'_>]) -> Vec<Value> {
     objects
 }
 
-fn web() -> Service {
-    Service::new("web", &cluster_ips(SERVICE))
+fn web() -> ServiceManifest {
+    ServiceManifest::new("web", &cluster_ips(SERVICE))
         .both(PORT)
         .node_port(30080)
         .load_balancer(&external_ips(21))
@@ -93,9 +106,7 @@ fn until_served_by(scene: &Scene, from: &Place, wanted: &[&Place]) -> Result<()>
 
 /// Semantics 7.3, 7.4, 7.5, 7.6, 7.8, 7.12, 28.29: each node uses what is hinted for it or its zone, as long as every
 /// ready endpoint has a hint; all of them else.
-#[test]
 fn each_node_uses_what_is_hinted_for_it() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::plain(), |_| vec![web().build()])?;
     let world: &World = &scene.world;
     let [a, b] = [world.a(), world.b()];
@@ -134,9 +145,7 @@ fn each_node_uses_what_is_hinted_for_it() -> Result<()> {
 }
 
 /// Semantics 6.3, 7.11: policy Local takes no hint; what it does not govern follows them.
-#[test]
 fn policy_local_takes_no_hint() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::native(), |world| {
         let (near, far) = (world.a().pod(1), world.b().pod(1));
         let hinted: [Hinted<'_>; 2] = [(near, &[], &["node-b"]), (far, &[], &["node-a"])];

@@ -8,6 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd as _,
+    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -29,14 +30,32 @@ use lb_common::{
     names,
 };
 use lb_tests::{
-    agent::Cgroup,
+    cgroup::Cgroup,
     echo::{Answer, Datagrams, Dial, Failure, Proto, Server, Stream},
     netns::NetNs,
     prog_run::object_path,
-    require,
+    tests,
     topology::{Ip, Place},
+    trials,
 };
 use socket2::{Domain, Socket, Type};
+
+fn main() -> ExitCode {
+    trials::run(tests!(
+        [Root, Bpf, Cgroup2],
+        [
+            a_dialled_cluster_ip_reaches_backends_and_is_what_the_process_sees,
+            an_unconnected_socket_keeps_its_backend_until_that_is_gone,
+            one_socket_may_talk_to_several_services,
+            an_ipv4_mapped_address_is_ipv4,
+            what_nobody_serves_is_refused_and_what_is_not_allowed_is_denied,
+            a_node_port_on_loopback_reaches_a_backend_from_the_node_s_address,
+            sockets_of_other_namespaces_are_left_alone_unless_all_are_wanted,
+            affinity_holds_for_all_sockets_of_the_node,
+            a_connection_stays_with_its_backend_when_that_leaves
+        ]
+    ))
+}
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 8080;
@@ -395,9 +414,7 @@ fn check(answer: &Answer, ip: Ip, dialled: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn a_dialled_cluster_ip_reaches_backends_and_is_what_the_process_sees() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut fixture = Fixture::new("hooks-dial", true)?;
     for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {
         let vip = (cluster_ip(ip, 1), 80).into();
@@ -427,9 +444,7 @@ fn a_dialled_cluster_ip_reaches_backends_and_is_what_the_process_sees() -> Resul
     Ok(())
 }
 
-#[test]
 fn an_unconnected_socket_keeps_its_backend_until_that_is_gone() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     // semantics 17.2
     let mut fixture = Fixture::new("hooks-keep", true)?;
     for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {
@@ -470,9 +485,7 @@ fn an_unconnected_socket_keeps_its_backend_until_that_is_gone() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn one_socket_may_talk_to_several_services() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut fixture = Fixture::new("hooks-two", true)?;
     for (id, ip) in [1, 3].into_iter().zip(FAMILIES) {
         let vips: [SocketAddr; 2] = [
@@ -504,9 +517,7 @@ fn one_socket_may_talk_to_several_services() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn an_ipv4_mapped_address_is_ipv4() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut fixture = Fixture::new("hooks-mapped", true)?;
     let vip = (cluster_ip(Ip::V4, 1), 80).into();
     fixture.hooks.pair(Ip::V4, 1, vip)?;
@@ -551,9 +562,7 @@ fn an_ipv4_mapped_address_is_ipv4() -> Result<()> {
     Ok(())
 }
 
-#[test]
 fn what_nobody_serves_is_refused_and_what_is_not_allowed_is_denied() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     // The second round runs the programs as a kernel before 5.18 gets them.
     for (has_set_retval, refused) in [(true, Failure::Refused), (false, Failure::NotPermitted)] {
         let mut fixture = Fixture::new("hooks-refuse", has_set_retval)?;
@@ -616,9 +625,7 @@ fn what_nobody_serves_is_refused_and_what_is_not_allowed_is_denied() -> Result<(
     Ok(())
 }
 
-#[test]
 fn a_node_port_on_loopback_reaches_a_backend_from_the_node_s_address() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     // semantics 14.8a, 14.9
     let mut fixture = Fixture::new("hooks-loopback", true)?;
     for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {
@@ -655,9 +662,7 @@ fn a_node_port_on_loopback_reaches_a_backend_from_the_node_s_address() -> Result
     Ok(())
 }
 
-#[test]
 fn sockets_of_other_namespaces_are_left_alone_unless_all_are_wanted() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut fixture = Fixture::new("hooks-home", true)?;
     let other = NetNs::new("hooks-other")?;
     other.ip("link set lo up\n")?;
@@ -688,9 +693,7 @@ fn sockets_of_other_namespaces_are_left_alone_unless_all_are_wanted() -> Result<
     Ok(())
 }
 
-#[test]
 fn affinity_holds_for_all_sockets_of_the_node() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     // semantics 13.1, 13.2, 13.5
     let mut fixture = Fixture::new("hooks-affinity", true)?;
     for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {
@@ -733,9 +736,7 @@ fn affinity_of<F: Family>(hooks: &mut Hooks, service_id: u32, client: F::Addr) -
         .is_ok())
 }
 
-#[test]
 fn a_connection_stays_with_its_backend_when_that_leaves() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     // semantics 18.1: a TCP connection stays with its backend whatever becomes of the endpoint.
     let mut fixture = Fixture::new("hooks-stay", true)?;
     for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {

@@ -1,26 +1,45 @@
 //! `externalTrafficPolicy` and `internalTrafficPolicy`.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use lb_tests::{
     echo::{Dial, Failure, Proto},
-    manifest::{Endpoint, Service, Slice},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice},
     scene::{
         SILENCE, SOON, Scene, Seen, TARGET, Variant, check, cluster_ip, cluster_ips, expect,
         expect_all, expect_failure, external_ip, external_ips,
     },
-    scenes,
+    scenes, tests,
     topology::{Ip, Node, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
 
+fn main() -> ExitCode {
+    let mut trials = scenes!(
+        objects,
+        [plain, bridge, without_offloads, native, native_bridge],
+        [
+            external_local_keeps_outside_clients_on_the_node,
+            external_local_without_a_local_endpoint_drops_outside_clients,
+            external_local_is_short_circuited_for_pods_and_processes_of_the_node,
+            internal_local_keeps_cluster_ip_traffic_on_the_node,
+            internal_local_without_a_local_endpoint_drops,
+            a_port_of_an_ended_connection_is_used_again_past_the_frontends
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2],
+        [a_terminating_local_endpoint_serves_local_traffic_only]
+    ));
+    trials::run(trials)
+}
+
 const PORT: u16 = 80;
 
-fn service(name: &str, number: u8) -> Service {
-    Service::new(name, &cluster_ips(number))
+fn service(name: &str, number: u8) -> ServiceManifest {
+    ServiceManifest::new(name, &cluster_ips(number))
         .both(PORT)
         .node_port(30080 + u16::from(number))
         .external_ips(&external_ips(10 + number))
@@ -272,9 +291,7 @@ fn a_port_of_an_ended_connection_is_used_again_past_the_frontends(
 
 /// Semantics 6.3, 6.5, 28.25: a terminating local endpoint that still serves is used for Local before nothing;
 /// ready endpoints elsewhere serve Cluster traffic.
-#[test]
 fn a_terminating_local_endpoint_serves_local_traffic_only() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let scene = Scene::start(&Variant::native(), |world| {
         let [a, b] = [world.a(), world.b()];
         let endpoints = [
@@ -316,16 +333,3 @@ fn a_terminating_local_endpoint_serves_local_traffic_only() -> Result<()> {
     }
     Ok(())
 }
-
-scenes!(
-    objects,
-    [plain, bridge, without_offloads, native, native_bridge],
-    [
-        external_local_keeps_outside_clients_on_the_node,
-        external_local_without_a_local_endpoint_drops_outside_clients,
-        external_local_is_short_circuited_for_pods_and_processes_of_the_node,
-        internal_local_keeps_cluster_ip_traffic_on_the_node,
-        internal_local_without_a_local_endpoint_drops,
-        a_port_of_an_ended_connection_is_used_again_past_the_frontends
-    ]
-);

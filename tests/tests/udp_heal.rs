@@ -4,20 +4,43 @@
 use std::{
     fmt, io,
     net::IpAddr,
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     echo::{Datagrams, Dial, Failure, Outcome, Proto, Server},
-    manifest::{Endpoint, Service, Slice, list},
-    require,
+    manifest::{Endpoint, ServiceManifest, Slice, list},
     scene::{SOON, Scene, TARGET, Variant, cluster_ip, cluster_ips, external_ip, external_ips},
-    scenes,
+    scenes, tests,
     topology::{Ip, Place, World},
-    wait,
+    trials, wait,
 };
 use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut trials = scenes!(
+        |world| ready(&near_and_far(world)),
+        [plain, bridge, native],
+        [
+            endpoint_removed,
+            last_endpoint_removed_and_one_added,
+            service_deleted,
+            endpoint_port_changed,
+            frontend_added_while_senders_send,
+            endpoint_becomes_ready_late,
+            local_endpoint_replaced_beside_remote_ones,
+            terminating_endpoint_and_policy_keep_flows,
+            foreign_flows_are_left_alone,
+        ]
+    );
+    trials.extend(tests!(
+        [Root, Bpf, Cgroup2],
+        [restart_keeps_good_flows_and_ends_those_whose_endpoint_went_meanwhile]
+    ));
+    trials::run(trials)
+}
 
 const PORT: u16 = 80;
 const NODE_PORT: u16 = 30080;
@@ -28,8 +51,8 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const AGENT_LOOKS: Duration = Duration::from_secs(1);
 
 /// The Service at every kind of frontend.
-fn service() -> Service {
-    Service::new("s", &cluster_ips(1))
+fn service() -> ServiceManifest {
+    ServiceManifest::new("s", &cluster_ips(1))
         .both(PORT)
         .node_port(NODE_PORT)
         .load_balancer(&external_ips(21))
@@ -285,7 +308,11 @@ fn endpoint_port_changed(scene: &Scene, what: &str) -> Result<()> {
 // semantics 17.2.f, 17.6
 fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
     let [near, _] = near_and_far(&scene.world);
-    let mut bare = vec![Service::new("s", &cluster_ips(1)).both(PORT).build()];
+    let mut bare = vec![
+        ServiceManifest::new("s", &cluster_ips(1))
+            .both(PORT)
+            .build(),
+    ];
     bare.extend(Slice::both("s", PORT, TARGET, &[Endpoint::ready(near)]));
     scene.replace(&bare)?;
     let mut senders = senders(&scene.world);
@@ -429,26 +456,8 @@ fn foreign_flows_are_left_alone(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-scenes!(
-    |world| ready(&near_and_far(world)),
-    [plain, bridge, native],
-    [
-        endpoint_removed,
-        last_endpoint_removed_and_one_added,
-        service_deleted,
-        endpoint_port_changed,
-        frontend_added_while_senders_send,
-        endpoint_becomes_ready_late,
-        local_endpoint_replaced_beside_remote_ones,
-        terminating_endpoint_and_policy_keep_flows,
-        foreign_flows_are_left_alone,
-    ]
-);
-
 /// Semantics 17.7, 28.13, 17.6 for what went while no agent ran.
-#[test]
 fn restart_keeps_good_flows_and_ends_those_whose_endpoint_went_meanwhile() -> Result<()> {
-    require!(Root, Bpf, Cgroup2);
     let mut scene = Scene::start(&Variant::plain(), |world| ready(&near_and_far(world)))?;
     let [near, far] = near_and_far(&scene.world);
     let mut senders = senders(&scene.world);

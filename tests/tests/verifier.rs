@@ -1,11 +1,17 @@
 //! Every program of the object passes the verifier of the running kernel.
 
+use std::process::ExitCode;
+
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::bpf::features::Features;
 use lb_tests::{
     prog_run::{Programs, stack_depths},
-    require,
+    tests, trials,
 };
+
+fn main() -> ExitCode {
+    trials::run(tests!([Root, Bpf], [every_program_is_accepted]))
+}
 
 /// The verifier gives up after it has walked 1,000,000 instructions. Half of that leaves room for older
 /// kernels, which prune less.
@@ -13,9 +19,7 @@ const MOST_INSTRUCTIONS: u32 = 500_000;
 /// The kernel's limit (`MAX_BPF_STACK`).
 const MOST_STACK: u32 = 512;
 
-#[test]
 fn every_program_is_accepted() -> Result<()> {
-    require!(Root, Bpf);
     let probed = Features::probe();
     accepted(&probed)?;
     // What newer kernels brought is not used.

@@ -9,7 +9,7 @@ use lb_common::{
     abi::{InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey},
 };
 
-use super::Agent;
+use super::parts::Agent;
 use crate::{
     bpf::maps::{MapResult, TypedMap},
     config::{Masquerade, ObjectSource, SocketLb},

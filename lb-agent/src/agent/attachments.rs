@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::Agent;
+use super::parts::Agent;
 use crate::{
     config::SocketLb,
     node::{self, Rules, cgroup2_mount},

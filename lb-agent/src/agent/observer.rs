@@ -20,7 +20,7 @@ use crate::{
         state::{Change, PortKey, ServicePort},
     },
     error::chain,
-    health::{BindFailure, Shared, node_port::Plan},
+    health::{BindFailure, Plan, Shared},
     kube::{
         api::{
             events::{EventWriter, Note, Subject},
@@ -31,8 +31,10 @@ use crate::{
     },
     net::IpFamily,
     telemetry::{
+        counters::Counters,
         events, log,
-        metrics::{Counters, Extent, Lacking},
+        metrics::Extent,
+        services::Lacking,
         state::{Conflict, InterfaceReport, Warning},
     },
 };
@@ -566,7 +568,7 @@ mod tests {
             service.created_ns = Some(created_ns);
             ObjectEvent::Service(service.key.clone(), Some(Arc::new(service)))
         };
-        let mut store = crate::kube::ObjectStore::new();
+        let mut store = crate::kube::store::ObjectStore::new();
         let mut desired = Desired::new(crate::desired::testing::node());
         let dirty = store.initial([with_vip("old", 1), with_vip("young", 2)]);
         desired.apply(&store, &dirty);

@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Agent, ageing::Ageing, hooks::Hooks, observer::Observer, stale_sockets::StaleSockets};
+use super::{
+    ageing::Ageing, hooks::Hooks, observer::Observer, parts::Agent, stale_sockets::StaleSockets,
+};
 use crate::{
     bpf::{
         attach::TcMode,

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Agent;
+use super::parts::Agent;
 use crate::{
     config::{Config, conntrack, file::Look},
     error::chain,

@@ -25,7 +25,7 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// Why a program is not attached.
 #[derive(Debug, thiserror::Error)]
-pub enum AttachError {
+pub(crate) enum AttachError {
     /// The device is gone.
     #[error("the interface is gone")]
     Gone,
@@ -67,11 +67,11 @@ pub enum AttachError {
 }
 
 /// What an attachment returns.
-pub type AttachResult<T> = Result<T, AttachError>;
+pub(crate) type AttachResult<T> = Result<T, AttachError>;
 
 /// How tc programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum TcMode {
+pub(crate) enum TcMode {
     /// TCX.
     Tcx,
     /// clsact.
@@ -80,7 +80,7 @@ pub enum TcMode {
 
 impl TcMode {
     /// In tables.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             TcMode::Tcx => "tcx",
             TcMode::Clsact => "clsact",
@@ -90,7 +90,7 @@ impl TcMode {
 
 /// How an XDP program is attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum XdpKind {
+pub(crate) enum XdpKind {
     /// In the driver.
     Native,
     /// In the stack, for drivers without.
@@ -99,7 +99,7 @@ pub enum XdpKind {
 
 impl XdpKind {
     /// In tables.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             XdpKind::Native => "native",
             XdpKind::Generic => "generic",
@@ -152,7 +152,7 @@ const DEVICE_HOOKS: [&Hook; 4] = [&TCX_INGRESS, &TCX_EGRESS, &XDP_NATIVE, &XDP_G
 
 /// Attaches programs and keeps their links pinned.
 #[derive(Debug)]
-pub struct Attacher {
+pub(crate) struct Attacher {
     links: PathBuf,
     tc: TcMode,
     netlink: Socket,
@@ -162,7 +162,7 @@ pub struct Attacher {
 
 impl Attacher {
     /// Links below a pin directory.
-    pub fn new(dir: &Path, tc: TcMode) -> io::Result<Attacher> {
+    pub(crate) fn new(dir: &Path, tc: TcMode) -> io::Result<Attacher> {
         Ok(Attacher {
             links: dir.join("links"),
             tc,
@@ -172,12 +172,12 @@ impl Attacher {
     }
 
     /// How tc programs are attached.
-    pub const fn tc_mode(&self) -> TcMode {
+    pub(crate) const fn tc_mode(&self) -> TcMode {
         self.tc
     }
 
     /// Both directions of tc, or neither: a translated packet needs its reply translated back.
-    pub fn tc(
+    pub(crate) fn tc(
         &mut self,
         ifindex: u32,
         ingress: (BorrowedFd<'_>, &str),
@@ -247,7 +247,7 @@ impl Attacher {
     }
 
     /// XDP; what is attached in the other way goes before.
-    pub fn xdp(
+    pub(crate) fn xdp(
         &mut self,
         ifindex: u32,
         kind: XdpKind,
@@ -271,7 +271,7 @@ impl Attacher {
     }
 
     /// Whether an interface still has what was attached: somebody may detach links or delete filters.
-    pub fn is_attached(&mut self, ifindex: u32, xdp: Option<XdpKind>) -> bool {
+    pub(crate) fn is_attached(&mut self, ifindex: u32, xdp: Option<XdpKind>) -> bool {
         let link = |hook: &Hook| {
             let pin = self.links.join(format!("{ifindex}-{}", hook.name));
             sys::obj_get(&pin, 0)
@@ -288,7 +288,7 @@ impl Attacher {
     }
 
     /// Whether the socket hooks that were attached still are.
-    pub fn is_cgroup_attached(&self) -> bool {
+    pub(crate) fn is_cgroup_attached(&self) -> bool {
         self.sockets.iter().all(|name| {
             let pin = self.links.join(format!("cgroup-{name}"));
             sys::obj_get(&pin, 0)
@@ -298,13 +298,13 @@ impl Attacher {
     }
 
     /// Removes XDP from an interface.
-    pub fn no_xdp(&mut self, ifindex: u32) -> AttachResult<()> {
+    pub(crate) fn no_xdp(&mut self, ifindex: u32) -> AttachResult<()> {
         self.remove(ifindex, &XDP_NATIVE)?;
         self.remove(ifindex, &XDP_GENERIC)
     }
 
     /// Everything of ours goes from an interface.
-    pub fn detach(&mut self, ifindex: u32) -> AttachResult<()> {
+    pub(crate) fn detach(&mut self, ifindex: u32) -> AttachResult<()> {
         DEVICE_HOOKS
             .into_iter()
             .try_for_each(|hook| self.remove(ifindex, hook))?;
@@ -326,7 +326,7 @@ impl Attacher {
     }
 
     /// Socket hooks at a cgroup, in the order of `names::programs::CGROUP`.
-    pub fn cgroup(
+    pub(crate) fn cgroup(
         &mut self,
         path: &Path,
         index: usize,
@@ -437,7 +437,7 @@ impl Attacher {
     }
 
     /// Removes links of devices that are gone, and those of interfaces that `wanted` refuses; returns how many.
-    pub fn prune(&mut self, wanted: &dyn Fn(u32) -> bool) -> AttachResult<usize> {
+    pub(crate) fn prune(&mut self, wanted: &dyn Fn(u32) -> bool) -> AttachResult<usize> {
         let failed = |what| {
             move |source| AttachError::Io {
                 what,
@@ -470,7 +470,7 @@ impl Attacher {
     }
 
     /// Removes the socket hooks.
-    pub fn no_cgroup(&mut self) -> AttachResult<()> {
+    pub(crate) fn no_cgroup(&mut self) -> AttachResult<()> {
         self.sockets.clear();
         for name in programs::CGROUP {
             let pin = self.links.join(format!("cgroup-{name}"));
@@ -485,7 +485,7 @@ impl Attacher {
 }
 
 /// Detaches a pinned link at once, whoever else holds it, and removes its pin.
-pub fn release(pin: &Path) -> io::Result<()> {
+pub(crate) fn release(pin: &Path) -> io::Result<()> {
     match sys::obj_get(pin, 0) {
         // A link that its device left behind cannot be detached any more (ENOLINK); kernels before 5.9 only unpin.
         Ok(link) => drop(sys::link_detach(link.as_fd())),

@@ -11,14 +11,14 @@ use super::{
 
 /// Map-in-map that no program reads: the kernel waits for a grace period before an update of it returns.
 #[derive(Debug)]
-pub struct Barrier {
+pub(crate) struct Barrier {
     outer: OwnedFd,
     inner: OwnedFd,
 }
 
 impl Barrier {
     /// Makes its two maps, which are not pinned.
-    pub fn new() -> MapResult<Barrier> {
+    pub(crate) fn new() -> MapResult<Barrier> {
         let failed = |source| MapError::Io {
             map: names::BARRIER,
             what: "create",
@@ -39,7 +39,7 @@ impl Barrier {
     }
 
     /// Returns after a grace period.
-    pub fn wait(&self) -> MapResult<()> {
+    pub(crate) fn wait(&self) -> MapResult<()> {
         let inner = self.inner.as_raw_fd();
         sys::map_update(self.outer.as_fd(), bytes(&0u32), &inner.to_ne_bytes(), 0).map_err(
             |source| MapError::Io {

@@ -28,11 +28,11 @@ use super::{
 };
 
 /// The BPF object that this build carries; empty when it was built without.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.o"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb.o"));
 
 /// Why the dataplane cannot be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum LoadError {
+pub(crate) enum LoadError {
     /// Built without the BPF target.
     #[error("this lb-agent has no BPF programs inside; build it with `cargo xtask build`")]
     NoObject,
@@ -107,7 +107,7 @@ pub enum LoadError {
 
 /// Entries of the maps, decided before they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sizes {
+pub(crate) struct Sizes {
     /// `services_*`; `service_stats` has twice as many, for both families.
     pub frontends: u32,
     /// `backends_*`.
@@ -120,7 +120,7 @@ pub struct Sizes {
 
 /// What tables may take of a machine's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MemoryShare {
+pub(crate) struct MemoryShare {
     /// Entries of `flows_*`.
     pub flows: u32,
     /// Rows of `selection`.
@@ -129,7 +129,7 @@ pub struct MemoryShare {
 
 impl MemoryShare {
     /// A 128th of the memory for flows, a 384th for selection tables.
-    pub fn of(memory_bytes: u64) -> MemoryShare {
+    pub(crate) fn of(memory_bytes: u64) -> MemoryShare {
         MemoryShare {
             // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
             flows: share(memory_bytes / 128 / 304, 65_536, 1_048_576),
@@ -170,7 +170,7 @@ fn share(amount: u64, least: u32, most: u32) -> u32 {
 }
 
 /// Bytes of memory of this machine.
-pub fn memory_bytes() -> u64 {
+pub(crate) fn memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     let kib: u64 = line
@@ -181,20 +181,22 @@ pub fn memory_bytes() -> u64 {
 
 /// The object in the kernel.
 #[derive(Debug)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     dir: PathBuf,
     ebpf: Ebpf,
     programs: HashMap<&'static str, OwnedFd>,
     tails: Vec<(&'static str, OwnedFd)>,
     /// Sizes that a flag asked for and a kept map does not have: map, has, asked.
     pub kept_sizes: Vec<(String, u32, u32)>,
-    /// Whether the maps were there before.
-    pub adopted: bool,
 }
 
 impl Loaded {
     /// Makes or adopts the maps. No program is loaded yet.
-    pub fn new(bpffs: &Path, sizes: &Sizes, features: &Features) -> Result<Loaded, LoadError> {
+    pub(crate) fn new(
+        bpffs: &Path,
+        sizes: &Sizes,
+        features: &Features,
+    ) -> Result<Loaded, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoObject);
         }
@@ -211,7 +213,6 @@ impl Loaded {
         }
         let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Object)?;
         let mut kept_sizes = Vec::new();
-        let mut adopted = false;
         let mut loader = EbpfLoader::new();
         let wanted: HashMap<&str, u32> = sizes.entries().into();
         for (name, map) in &object.maps {
@@ -222,7 +223,7 @@ impl Loaded {
                 .get(name)
                 .copied()
                 .unwrap_or_else(|| map.max_entries());
-            adopted |= check_pinned(&dir, name, map, size, &mut kept_sizes)?;
+            check_pinned(&dir, name, map, size, &mut kept_sizes)?;
             loader.map_max_entries(name, size);
             loader.map_pin_path(name, dir.join(name));
         }
@@ -247,17 +248,16 @@ impl Loaded {
             programs: HashMap::new(),
             tails,
             kept_sizes,
-            adopted,
         })
     }
 
     /// Pin directory.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// A program's descriptor; loads it and its tail calls when it is asked for first.
-    pub fn program(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+    pub(crate) fn program(&mut self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
         if !self.programs.contains_key(name) {
             self.load_tails(name)?;
             let fd = self.load_program(name)?;
@@ -273,7 +273,7 @@ impl Loaded {
     }
 
     /// The descriptor of a program that was loaded before.
-    pub fn loaded(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
+    pub(crate) fn loaded(&self, name: &'static str) -> Result<BorrowedFd<'_>, LoadError> {
         self.programs
             .get(name)
             .map(AsFd::as_fd)
@@ -339,7 +339,7 @@ impl Loaded {
     }
 
     /// After every attachment runs the new programs: the new tail-call arrays take the place of the old.
-    pub fn commit(&self) -> Result<(), LoadError> {
+    pub(crate) fn commit(&self) -> Result<(), LoadError> {
         for (name, array) in &self.tails {
             pin_over(array.as_fd(), &self.dir.join(name))?;
         }
@@ -348,7 +348,7 @@ impl Loaded {
 
     /// Before attaching: the new tail-call arrays get a pin of their own, so that they live as long as the programs
     /// even when the agent is killed between attaching and [`Loaded::commit`].
-    pub fn stage(&self) -> Result<(), LoadError> {
+    pub(crate) fn stage(&self) -> Result<(), LoadError> {
         for (name, array) in &self.tails {
             pin_over(array.as_fd(), &self.dir.join(format!("{name}_next")))?;
         }
@@ -356,7 +356,7 @@ impl Loaded {
     }
 
     /// The pins of [`Loaded::stage`] go once [`Loaded::commit`] is through.
-    pub fn unstage(&self) -> Result<(), LoadError> {
+    pub(crate) fn unstage(&self) -> Result<(), LoadError> {
         for (name, _) in &self.tails {
             remove_file(&self.dir.join(format!("{name}_next")))?;
         }
@@ -370,18 +370,18 @@ fn pinned_name(name: &str) -> Option<&str> {
     ours.then_some(name)
 }
 
-/// Compares a pinned map with the object's; `false`: nothing is pinned. Another number of entries is kept and noted.
+/// Compares a pinned map, if there is one, with the object's. Another number of entries is kept and noted.
 fn check_pinned(
     dir: &Path,
     name: &str,
     map: &aya_obj::Map,
     size: u32,
     kept: &mut Vec<(String, u32, u32)>,
-) -> Result<bool, LoadError> {
+) -> Result<(), LoadError> {
     let path = dir.join(name);
     let fd = match sys::obj_get(&path, 0) {
         Ok(fd) => fd,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => {
             return Err(LoadError::Pin {
                 what: "open the pinned map",
@@ -416,7 +416,7 @@ fn check_pinned(
     if info.max_entries != size {
         kept.push((name.to_owned(), info.max_entries, size));
     }
-    Ok(true)
+    Ok(())
 }
 
 fn prog_array(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
@@ -519,7 +519,7 @@ fn make_dir(path: &Path) -> Result<(), LoadError> {
 }
 
 /// Whether a bpf filesystem is mounted there.
-pub fn is_bpffs(path: &Path) -> io::Result<bool> {
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
     let path =
         std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::other)?;
     // SAFETY: all integers; any bit pattern is valid.

@@ -719,11 +719,6 @@ impl Maps {
     pub fn config(&self) -> MapResult<Config> {
         Ok(self.config.lookup(&0)?.unwrap_or_default())
     }
-
-    /// The ring buffer `events`, for whoever maps it.
-    pub fn events_fd(&self) -> MapResult<OwnedFd> {
-        open(&self.dir, names::EVENTS, Access::Write)
-    }
 }
 
 /// Reads the kernel's clocks through the pinned program `clock`, so that stamps of flows can be compared.

@@ -3,10 +3,10 @@
 //! Nothing here knows Kubernetes. What other rooms use: [`maps::Maps::open_pinned`] to read a node's maps
 //! without an agent, the same maps to write behind the dataplane, [`load`] and [`attach`] from the agent.
 
-pub mod attach;
-pub mod barrier;
-pub mod config;
+pub(crate) mod attach;
+pub(crate) mod barrier;
+pub(crate) mod config;
 pub mod features;
-pub mod load;
+pub(crate) mod load;
 pub mod maps;
-pub mod sys;
+pub(crate) mod sys;

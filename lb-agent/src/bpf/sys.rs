@@ -15,33 +15,31 @@ use std::{
 };
 
 /// Map types of `enum bpf_map_type` that are named here.
-pub mod map_type {
+pub(crate) mod map_type {
     /// `BPF_MAP_TYPE_ARRAY`.
-    pub const ARRAY: u32 = 2;
-    /// `BPF_MAP_TYPE_PROG_ARRAY`.
-    pub const PROG_ARRAY: u32 = 3;
+    pub(crate) const ARRAY: u32 = 2;
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
-    pub const PERCPU_ARRAY: u32 = 6;
+    pub(crate) const PERCPU_ARRAY: u32 = 6;
     /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
-    pub const ARRAY_OF_MAPS: u32 = 12;
+    pub(crate) const ARRAY_OF_MAPS: u32 = 12;
 }
 
 /// Attach types of `enum bpf_attach_type` that are named here.
-pub mod attach_type {
+pub(crate) mod attach_type {
     /// `BPF_XDP`.
-    pub const XDP: u32 = 37;
+    pub(crate) const XDP: u32 = 37;
     /// `BPF_TCX_INGRESS`.
-    pub const TCX_INGRESS: u32 = 46;
+    pub(crate) const TCX_INGRESS: u32 = 46;
     /// `BPF_TCX_EGRESS`.
-    pub const TCX_EGRESS: u32 = 47;
+    pub(crate) const TCX_EGRESS: u32 = 47;
     /// connect4, connect6, sendmsg4, sendmsg6, recvmsg4, recvmsg6, getpeername4, getpeername6.
-    pub const CGROUP: [u32; 8] = [10, 11, 14, 15, 19, 20, 29, 30];
+    pub(crate) const CGROUP: [u32; 8] = [10, 11, 14, 15, 19, 20, 29, 30];
 }
 
 /// `BPF_F_MMAPABLE`.
-pub const F_MMAPABLE: u32 = 1 << 10;
+pub(crate) const F_MMAPABLE: u32 = 1 << 10;
 /// `BPF_F_RDONLY`, for [`obj_get`].
-pub const F_RDONLY: u32 = 1 << 3;
+pub(crate) const F_RDONLY: u32 = 1 << 3;
 
 const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -109,7 +107,7 @@ struct Elem {
 
 /// `BPF_MAP_LOOKUP_ELEM`; `false`: there is no such key. `value` must have the map's value size (per-CPU
 /// maps: rounded up to 8, times the possible CPUs).
-pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+pub(crate) fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let mut attr = Elem {
         map_fd: raw(map),
         key: address(key.as_ptr()),
@@ -127,7 +125,12 @@ pub fn map_lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Resu
 }
 
 /// `BPF_MAP_UPDATE_ELEM`.
-pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+pub(crate) fn map_update(
+    map: BorrowedFd<'_>,
+    key: &[u8],
+    value: &[u8],
+    flags: u64,
+) -> io::Result<()> {
     let mut attr = Elem {
         map_fd: raw(map),
         key: address(key.as_ptr()),
@@ -140,7 +143,7 @@ pub fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8], flags: u64) -> 
 }
 
 /// `BPF_MAP_DELETE_ELEM`; `false`: there was no such key.
-pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+pub(crate) fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     let mut attr = Elem {
         map_fd: raw(map),
         key: address(key.as_ptr()),
@@ -156,7 +159,11 @@ pub fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
 }
 
 /// `BPF_MAP_GET_NEXT_KEY`; `false`: `key` was the last (or the map is empty, without a key).
-pub fn map_next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+pub(crate) fn map_next_key(
+    map: BorrowedFd<'_>,
+    key: Option<&[u8]>,
+    next: &mut [u8],
+) -> io::Result<bool> {
     let mut attr = Elem {
         map_fd: raw(map),
         key: key.map_or(0, |key| address(key.as_ptr())),
@@ -187,7 +194,7 @@ struct Batch {
 
 /// What one `BPF_MAP_LOOKUP_BATCH` gave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BatchRead {
+pub(crate) struct BatchRead {
     /// Entries written to the slices.
     pub count: usize,
     /// Whether the scan is over.
@@ -196,7 +203,7 @@ pub struct BatchRead {
 
 /// `BPF_MAP_LOOKUP_BATCH` of up to `count` entries. `cursor` is where to begin when `go_on`, and receives
 /// where to go on. ENOSPC: the next bucket holds more than `count` entries.
-pub fn map_lookup_batch(
+pub(crate) fn map_lookup_batch(
     map: BorrowedFd<'_>,
     go_on: bool,
     cursor: &mut [u8; 40],
@@ -232,7 +239,7 @@ pub fn map_lookup_batch(
 
 /// `BPF_MAP_DELETE_BATCH`; returns how many were deleted. A key that is not there ends the batch with
 /// ENOENT, which the caller sees as a short count.
-pub fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> io::Result<usize> {
+pub(crate) fn map_delete_batch(map: BorrowedFd<'_>, keys: &[u8], count: u32) -> io::Result<usize> {
     let mut attr = Batch {
         keys: address(keys.as_ptr()),
         count,
@@ -262,7 +269,7 @@ struct Create {
 }
 
 /// `BPF_MAP_CREATE` of a map without BTF.
-pub fn map_create(
+pub(crate) fn map_create(
     map_type: u32,
     key_size: u32,
     value_size: u32,
@@ -294,7 +301,7 @@ struct Obj {
 }
 
 /// `BPF_OBJ_PIN`.
-pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(crate) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attr = Obj {
         pathname: address(path.as_ptr()),
@@ -306,7 +313,7 @@ pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// `BPF_OBJ_GET`; `flags` 0 or [`F_RDONLY`].
-pub fn obj_get(path: &Path, flags: u32) -> io::Result<OwnedFd> {
+pub(crate) fn obj_get(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let mut attr = Obj {
         pathname: address(path.as_ptr()),
@@ -339,7 +346,7 @@ fn obj_info<T>(fd: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
 /// Beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct MapInfo {
+pub(crate) struct MapInfo {
     /// `enum bpf_map_type`.
     pub map_type: u32,
     /// The kernel's id of the map.
@@ -355,7 +362,7 @@ pub struct MapInfo {
 }
 
 /// `BPF_OBJ_GET_INFO_BY_FD` of a map.
-pub fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     obj_info(fd, &mut info)?;
     Ok(info)
@@ -369,7 +376,7 @@ struct ProgInfo {
 }
 
 /// The kernel's id of a program.
-pub fn prog_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
+pub(crate) fn prog_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = ProgInfo::default();
     obj_info(fd, &mut info)?;
     Ok(info.id)
@@ -378,7 +385,7 @@ pub fn prog_id(fd: BorrowedFd<'_>) -> io::Result<u32> {
 /// Beginning of `struct bpf_link_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct LinkInfo {
+pub(crate) struct LinkInfo {
     /// `enum bpf_link_type`.
     pub link_type: u32,
     /// The kernel's id of the link.
@@ -393,7 +400,7 @@ pub struct LinkInfo {
 }
 
 /// `BPF_OBJ_GET_INFO_BY_FD` of a link.
-pub fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+pub(crate) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let mut info = LinkInfo::default();
     obj_info(fd, &mut info)?;
     Ok(info)
@@ -410,7 +417,7 @@ struct LinkCreate {
 }
 
 /// `BPF_LINK_CREATE`; `target` is an ifindex or a cgroup's descriptor.
-pub fn link_create(
+pub(crate) fn link_create(
     prog: BorrowedFd<'_>,
     target: u32,
     attach_type: u32,
@@ -437,7 +444,7 @@ struct LinkUpdate {
 }
 
 /// `BPF_LINK_UPDATE`: the link runs another program from one packet to the next.
-pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate {
         link_fd: raw(link),
         new_prog_fd: raw(prog),
@@ -448,7 +455,7 @@ pub fn link_update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()>
 }
 
 /// `BPF_LINK_DETACH` (5.9): detaches even while somebody else holds the link.
-pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw(link);
     // SAFETY: the attribute is the descriptor alone.
     unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
@@ -471,7 +478,7 @@ struct Query {
 }
 
 /// `BPF_PROG_QUERY`: ids of the programs at an ifindex (TCX) or a cgroup's descriptor.
-pub fn prog_query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+pub(crate) fn prog_query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0u32; 64];
     let mut attr = Query {
         target,
@@ -509,7 +516,7 @@ struct TestRun {
 
 /// `BPF_PROG_TEST_RUN`, once: the packet goes in and comes out of `packet` (a longer one is cut); returns
 /// the program's return value.
-pub fn prog_test_run(prog: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
+pub(crate) fn prog_test_run(prog: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
     let len = u32::try_from(packet.len()).map_err(io::Error::other)?;
     let input = packet.to_vec();
     let mut attr = TestRun {
@@ -544,7 +551,11 @@ struct ProgLoad {
 }
 
 /// `BPF_PROG_LOAD` of a few instructions, for probes.
-pub fn prog_load(prog_type: u32, expected_attach_type: u32, insns: &[u64]) -> io::Result<OwnedFd> {
+pub(crate) fn prog_load(
+    prog_type: u32,
+    expected_attach_type: u32,
+    insns: &[u64],
+) -> io::Result<OwnedFd> {
     let count = u32::try_from(insns.len()).map_err(io::Error::other)?;
     let license = c"GPL";
     let mut attr = ProgLoad {

@@ -10,7 +10,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    View,
+    query::View,
     table::{NOTHING, Shown, family_name, print},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 
 /// A backend.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// Namespace of its Service; absent where the name is not known.
     pub namespace: Option<String>,
     /// Name of the Service.
@@ -116,7 +116,7 @@ where
 }
 
 /// Prints the backends of both families, of all namespaces or of one.
-pub fn backends(view: &View, namespace: Option<&str>) -> Result<()> {
+pub(super) fn backends(view: &View, namespace: Option<&str>) -> Result<()> {
     let mut rows = Vec::new();
     family(&view.maps.v4.backends, &view.names, &mut rows)?;
     family(&view.maps.v6.backends, &view.names, &mut rows)?;

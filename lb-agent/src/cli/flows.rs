@@ -15,7 +15,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    Query,
+    query::Query,
     table::{NOTHING, Shown, family_name, or_nothing, print, protocol},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 
 /// Flags of `lb-agent flows`.
 #[derive(clap::Args, Clone, Debug)]
-pub struct Args {
+pub(super) struct Args {
     #[command(flatten)]
     query: Query,
     /// Only this protocol
@@ -53,7 +53,7 @@ enum Proto {
 
 /// Where XDP sends packets of a direction.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct NextHop {
+pub(super) struct NextHop {
     /// Interface.
     pub ifindex: u32,
     /// Link-layer address.
@@ -62,7 +62,7 @@ pub struct NextHop {
 
 /// A translated connection.
 #[derive(Serialize, Clone, PartialEq, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// Service port: `namespace/name:port`, its id where the name is not known; absent where the backend's id has
     /// another meaning by now.
     pub service: Option<String>,
@@ -215,7 +215,7 @@ impl Args {
 }
 
 /// Prints the flows of both families.
-pub fn flows(args: &Args) -> Result<()> {
+pub(super) fn flows(args: &Args) -> Result<()> {
     let view = args.query.open()?;
     view.explain_ids();
     // 0 until the agent has measured it.

@@ -7,7 +7,7 @@ use lb_common::abi::{Interface, InterfaceFlags, InterfaceRole};
 use serde::Serialize;
 
 use super::{
-    View,
+    query::View,
     table::{NOTHING, or_nothing, print},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 
 /// An interface.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// Its index.
     pub ifindex: u32,
     /// Its name; absent where it has none.
@@ -77,7 +77,7 @@ impl Row {
     }
 
     /// How tc programs are attached, in a word.
-    pub fn tc(&self) -> String {
+    pub(super) fn tc(&self) -> String {
         let both = |prefix: &str| {
             self.hooks
                 .iter()
@@ -97,7 +97,7 @@ impl Row {
     }
 
     /// How XDP is attached, in a word, or why not.
-    pub fn xdp(&self) -> String {
+    pub(super) fn xdp(&self) -> String {
         let hook = self.hooks.iter().find_map(|hook| hook.strip_prefix("xdp-"));
         match (hook, &self.xdp_reason) {
             (Some(mode), _) if self.xdp_transmit => format!("{mode}, transmits"),
@@ -109,7 +109,7 @@ impl Row {
 }
 
 /// Names of hooks with a link of ours, by interface; those of sockets under index 0.
-pub fn links(dir: &Path) -> BTreeMap<u32, Vec<String>> {
+pub(super) fn links(dir: &Path) -> BTreeMap<u32, Vec<String>> {
     let mut hooks: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for entry in fs::read_dir(dir.join("links"))
         .into_iter()
@@ -157,7 +157,7 @@ fn name(ifindex: u32) -> Option<String> {
 }
 
 /// The interfaces, by index.
-pub fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
+pub(super) fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
     let mut links = links(&maps.dir);
     let mut socket = Socket::new().ok();
     let reports = state
@@ -190,7 +190,7 @@ pub fn rows(maps: &Maps, state: Option<&State>) -> Result<Vec<Row>> {
 }
 
 /// Prints the interfaces.
-pub fn interfaces(view: &View) -> Result<()> {
+pub(super) fn interfaces(view: &View) -> Result<()> {
     let rows = rows(&view.maps, view.state.as_ref())?;
     let heads = [
         "INDEX",

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use clap::CommandFactory as _;
+use clap::Command;
 
-use super::{Cli, cleanup};
+use super::cleanup;
 use crate::{agent, config::RunArgs, telemetry::log};
 
-/// Runs the agent until a signal ends it.
-pub(super) fn run(args: &RunArgs) -> Result<()> {
+/// Runs the agent until a signal ends it. `command` is the whole command line.
+pub(super) fn run(args: &RunArgs, command: &Command) -> Result<()> {
     let started = Instant::now();
     log::init(args.log_format)?;
     let config = args.validate()?;
@@ -25,12 +25,11 @@ pub(super) fn run(args: &RunArgs) -> Result<()> {
     if args.init_only {
         return agent::init_only(&config);
     }
-    agent::run(args, config, flags(), started)
+    agent::run(args, config, flags(command), started)
 }
 
 /// Flags of `run` with their values, defaults included.
-fn flags() -> Vec<(String, String)> {
-    let command = Cli::command();
+fn flags(command: &Command) -> Vec<(String, String)> {
     let matches = command.clone().try_get_matches_from(std::env::args_os());
     let matches = matches.ok();
     let run = matches
@@ -44,7 +43,7 @@ fn flags() -> Vec<(String, String)> {
     let args = command
         .find_subcommand("run")
         .into_iter()
-        .flat_map(clap::Command::get_arguments);
+        .flat_map(Command::get_arguments);
     let mut flags: Vec<(String, String)> = args
         .filter_map(|arg| {
             let id = arg.get_id().as_str();

@@ -13,17 +13,17 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    View,
+    query::View,
     table::{NOTHING, Output, Shown, family_name, print_json, print_text, protocol, render},
 };
 use crate::{
     bpf::maps::{FamilyPins, MapResult, MappedArray, Maps, Plain},
-    telemetry::{metrics::service_stats, state::Names},
+    telemetry::{counters::service_stats, state::Names},
 };
 
 /// A frontend.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct Row {
+pub(super) struct Row {
     /// Namespace; absent where the name is not known.
     pub namespace: Option<String>,
     /// Name of the Service.
@@ -219,7 +219,7 @@ where
 }
 
 /// Prints the frontends of both families, of all namespaces or of one.
-pub fn services(view: &View, namespace: Option<&str>) -> Result<()> {
+pub(super) fn services(view: &View, namespace: Option<&str>) -> Result<()> {
     let maps = &view.maps;
     let mut lists = Members::new();
     members(&maps.v4.backends, &mut lists)?;

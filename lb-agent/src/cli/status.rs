@@ -15,7 +15,8 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    View, interfaces,
+    interfaces,
+    query::View,
     table::{NOTHING, Output, or_nothing, print_json, print_text, render},
 };
 use crate::{
@@ -24,14 +25,14 @@ use crate::{
         sys::{self, MapInfo},
     },
     telemetry::{
-        metrics::CounterValues,
+        counters::CounterValues,
         state::{Conflict, ManifestProblem, Running, Unserved, Warning},
     },
 };
 
 /// Everything that `status` tells.
 #[derive(Serialize, Clone, Debug)]
-pub struct Status {
+pub(super) struct Status {
     /// Version of the map layout.
     pub abi_version: u32,
     /// Pin directory.
@@ -74,7 +75,7 @@ pub struct Status {
 
 /// How full a map is.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct MapUse {
+pub(super) struct MapUse {
     /// Its name.
     pub map: String,
     /// Entries in use; absent where that means nothing. Of `selection`: rows.
@@ -85,7 +86,7 @@ pub struct MapUse {
 
 /// A counter.
 #[derive(Serialize, Clone, PartialEq, Eq, Debug)]
-pub struct Count {
+pub(super) struct Count {
     /// Its name in metrics.
     pub name: &'static str,
     /// What it counts.
@@ -435,7 +436,7 @@ impl MapUse {
 }
 
 /// Prints the status.
-pub fn status(view: &View) -> Result<()> {
+pub(super) fn status(view: &View) -> Result<()> {
     let status = Status::read(view)?;
     match view.output {
         Output::Json => print_json(&status),

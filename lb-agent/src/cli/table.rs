@@ -12,7 +12,7 @@ use serde::Serialize;
 
 /// How an answer is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
-pub enum Output {
+pub(super) enum Output {
     /// Aligned columns.
     #[default]
     Table,
@@ -21,7 +21,7 @@ pub enum Output {
 }
 
 /// An address of a map, for people.
-pub trait Shown {
+pub(super) trait Shown {
     /// The address.
     fn ip(self) -> IpAddr;
 }
@@ -39,7 +39,7 @@ impl Shown for Addr6 {
 }
 
 /// Writes to standard output; a reader that has seen enough (`| head`) is no error.
-pub fn print_text(text: &str) -> Result<()> {
+pub(super) fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -50,17 +50,17 @@ pub fn print_text(text: &str) -> Result<()> {
 }
 
 /// Writes a line.
-pub fn print_line(line: &str) -> Result<()> {
+pub(super) fn print_line(line: &str) -> Result<()> {
     print_text(&format!("{line}\n"))
 }
 
 /// Writes a JSON document.
-pub fn print_json<T: Serialize + ?Sized>(document: &T) -> Result<()> {
+pub(super) fn print_json<T: Serialize + ?Sized>(document: &T) -> Result<()> {
     print_line(&serde_json::to_string_pretty(document).context("cannot write the answer as JSON")?)
 }
 
 /// Writes rows: a JSON array, or the cells below their heads.
-pub fn print<T: Serialize, const N: usize>(
+pub(super) fn print<T: Serialize, const N: usize>(
     output: Output,
     heads: [&str; N],
     rows: &[T],
@@ -76,11 +76,11 @@ pub fn print<T: Serialize, const N: usize>(
 }
 
 /// What stands for "nothing" in a cell.
-pub const NOTHING: &str = "-";
+pub(super) const NOTHING: &str = "-";
 
 /// Columns as wide as their widest cell, two spaces apart, nothing behind the last. Columns of numbers end at the
 /// right.
-pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String {
+pub(super) fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = heads.map(|head| head.chars().count());
     let mut are_numbers = [!rows.is_empty(); N];
     for row in rows {
@@ -114,14 +114,14 @@ pub fn render<const N: usize>(heads: [&str; N], rows: &[[String; N]]) -> String 
 }
 
 /// The text, or the sign for nothing.
-pub fn or_nothing(text: Option<&str>) -> String {
+pub(super) fn or_nothing(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty())
         .unwrap_or(NOTHING)
         .to_owned()
 }
 
 /// Name of a protocol.
-pub fn protocol(number: u8) -> &'static str {
+pub(super) fn protocol(number: u8) -> &'static str {
     use lb_common::abi::proto;
     match number {
         proto::TCP => "TCP",
@@ -132,7 +132,7 @@ pub fn protocol(number: u8) -> &'static str {
 }
 
 /// Kubernetes' name of a family.
-pub const fn family_name<F: lb_common::Family>() -> &'static str {
+pub(super) const fn family_name<F: lb_common::Family>() -> &'static str {
     if F::IS_V6 { "IPv6" } else { "IPv4" }
 }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use clap::Args;
 
-use super::{ConfigError, conntrack::Setting, invalid};
+use super::{
+    conntrack::Setting,
+    error::{ConfigError, invalid},
+};
 use crate::net::Prefix;
 
 /// Gates that mean something here.
@@ -25,7 +28,7 @@ const MODES: [&str; 4] = ["", "iptables", "ipvs", "nftables"];
 /// Flags of kube-proxy.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Flags of kube-proxy")]
-pub struct CompatArgs {
+pub(crate) struct CompatArgs {
     /// Switches by name; AllowServiceExternalIPs has an effect
     #[arg(long, value_name = "NAME=true|false,…", value_delimiter = ',')]
     pub feature_gates: Vec<String>,
@@ -80,7 +83,7 @@ macro_rules! ignored {
     (values: $($value:ident)*; switches: $($switch:ident)*;) => {
         /// Flags that are accepted and have no effect.
         #[derive(Args, Clone, Debug, Default)]
-        pub struct IgnoredArgs {
+        pub(crate) struct IgnoredArgs {
             $(#[arg(long, hide = true, allow_hyphen_values = true)] pub(crate) $value: Option<String>,)*
             $(#[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
             pub(crate) $switch: Option<String>,)*
@@ -109,7 +112,7 @@ ignored! {
 
 /// How a packet is known to come from a pod (semantics 9.3).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum LocalDetector {
+pub(crate) enum LocalDetector {
     /// It arrives by a pod interface, found by its kind.
     #[default]
     ByInterface,
@@ -125,7 +128,7 @@ pub enum LocalDetector {
 
 impl LocalDetector {
     /// From `--detect-local-mode` and what belongs to it.
-    pub fn new(
+    pub(crate) fn new(
         mode: Option<&str>,
         cidrs: &[Prefix],
         flags: &CompatArgs,
@@ -163,7 +166,7 @@ impl LocalDetector {
     }
 
     /// Pattern of interfaces that are pod interfaces by it.
-    pub fn pod_pattern(&self) -> Option<String> {
+    pub(crate) fn pod_pattern(&self) -> Option<String> {
         match self {
             LocalDetector::BridgeInterface(name) => Some(name.clone()),
             LocalDetector::InterfaceNamePrefix(prefix) => Some(format!("{prefix}*")),
@@ -173,7 +176,7 @@ impl LocalDetector {
 }
 
 /// Whether `spec.externalIPs` are served (semantics 4.3). An unknown gate is no reason to leave a node without Services.
-pub fn allows_external_ips(
+pub(super) fn allows_external_ips(
     gates: &[String],
     warnings: &mut Vec<String>,
 ) -> Result<bool, ConfigError> {
@@ -210,7 +213,7 @@ pub(super) fn switch(text: &str) -> Option<bool> {
 }
 
 /// Seconds of a duration such as `1h30m`, `90s` or `0`, rounded up.
-pub fn seconds(text: &str) -> Option<u64> {
+pub(super) fn seconds(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
@@ -244,7 +247,7 @@ pub fn seconds(text: &str) -> Option<u64> {
 
 impl CompatArgs {
     /// What is to be written to the kernel: only what was given (semantics 24.9).
-    pub fn conntrack(&self) -> Result<Vec<Setting>, ConfigError> {
+    pub(crate) fn conntrack(&self) -> Result<Vec<Setting>, ConfigError> {
         let mut settings = Vec::new();
         let (per_core, min) = (self.conntrack_max_per_core, self.conntrack_min);
         if (per_core.is_some() || min.is_some()) && per_core != Some(0) {
@@ -287,7 +290,7 @@ impl CompatArgs {
     }
 
     /// `--bind-address`.
-    pub fn bind_address(&self) -> Result<Option<IpAddr>, ConfigError> {
+    pub(crate) fn bind_address(&self) -> Result<Option<IpAddr>, ConfigError> {
         let Some(text) = self.bind_address.as_deref().filter(|text| !text.is_empty()) else {
             return Ok(None);
         };
@@ -302,7 +305,7 @@ impl CompatArgs {
     }
 
     /// What a person should know about flags without an effect.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(mode) = &self.ignored.proxy_mode
             && !MODES.contains(&mode.as_str())

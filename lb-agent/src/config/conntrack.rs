@@ -11,7 +11,7 @@ const MOST: u32 = 1_048_576;
 
 /// A setting of the kernel's conntrack, by its file below `net/netfilter`.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Setting {
+pub(crate) enum Setting {
     /// Entries for each CPU, and the least of all together.
     Max(u32, u32),
     /// A file and its value.
@@ -24,7 +24,7 @@ pub enum Setting {
     "cannot set {} to {value}; make it writable, or name a writable copy of /proc/sys in LB_PROC_SYS",
     path.display()
 )]
-pub struct Unset {
+pub(crate) struct Unset {
     /// The setting.
     pub setting: Setting,
     path: PathBuf,
@@ -39,24 +39,24 @@ pub struct Unset {
     "no settings of the network in {}; name the node's /proc/sys, or what it is mounted as, in LB_PROC_SYS",
     path.display()
 )]
-pub struct NoProcSys {
+pub(crate) struct NoProcSys {
     path: PathBuf,
 }
 
 impl Unset {
     /// The kernel has no such file: conntrack is not loaded.
-    pub fn is_absent(&self) -> bool {
+    pub(crate) fn is_absent(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
 }
 
 /// Where the host's `/proc/sys` is: a container that is not privileged has it elsewhere.
-pub fn proc_sys() -> PathBuf {
+pub(crate) fn proc_sys() -> PathBuf {
     std::env::var_os("LB_PROC_SYS").map_or_else(|| "/proc/sys".into(), PathBuf::from)
 }
 
 /// CPUs of the host, whatever part of them this process may use.
-pub fn host_cpus() -> u32 {
+pub(crate) fn host_cpus() -> u32 {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     let usable = || {
         let usable = std::thread::available_parallelism().map_or(1, |count| count.get());
@@ -76,7 +76,11 @@ fn count(list: &str) -> Option<u32> {
 }
 
 /// Sets what is not so already; tells what it could not set.
-pub fn write(settings: &[Setting], proc_sys: &Path, cpus: u32) -> Result<Vec<Unset>, NoProcSys> {
+pub(crate) fn write(
+    settings: &[Setting],
+    proc_sys: &Path,
+    cpus: u32,
+) -> Result<Vec<Unset>, NoProcSys> {
     let net = proc_sys.join("net");
     if !net.is_dir() {
         return Err(NoProcSys { path: net });

@@ -3,7 +3,12 @@
 
 use std::{net::IpAddr, path::Path};
 
-use super::{Config, ConfigError, RunArgs, compat::LocalDetector, invalid};
+use super::{
+    compat::LocalDetector,
+    error::{ConfigError, invalid},
+    flags::RunArgs,
+    values::Config,
+};
 use crate::{
     kube::objects::Node,
     net::{IpFamily, Prefix},
@@ -60,53 +65,56 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What shows when the Node is known. Its first address tells the primary family.
-pub(super) fn check_node(config: &Config, node: &Node) -> Result<Vec<String>, ConfigError> {
-    let mut warnings = Vec::new();
-    let Some(primary) = config.bind_address.as_ref().or(node.addresses.first()) else {
-        return Ok(warnings);
-    };
-    let primary = IpFamily::of(primary);
-    let name = primary.name();
-    if are_foreign(&config.cluster_cidrs, primary) {
-        warnings.push(format!(
-            "--cluster-cidr has no {name} prefix, the family of the node's first address"
-        ));
-    }
-    if are_foreign(&node.pod_cidrs, primary) {
-        let problem = format!(
-            "podCIDRs of the Node {} have no {name} prefix, the family of its first address",
-            node.name
-        );
-        if config.local_detector == LocalDetector::NodeCidr {
-            return Err(invalid("detect-local-mode", "NodeCIDR", problem));
-        }
-        warnings.push(problem);
-    }
-    let is_dual = |prefixes: &[Prefix]| IpFamily::BOTH.iter().all(|f| has(prefixes, *f));
-    let addresses = |family| {
-        node.addresses
-            .iter()
-            .any(|addr| IpFamily::of(addr) == family)
-    };
-    let is_dual_stack = is_dual(&config.cluster_cidrs)
-        || is_dual(&node.pod_cidrs)
-        || IpFamily::BOTH.into_iter().all(addresses);
-    let open = IpFamily::BOTH.map(|family| config.node_port_addresses.is_open(family));
-    let listed: Vec<Prefix> = config
-        .node_port_list
-        .split(',')
-        .filter_map(|item| Prefix::parse(item.trim()))
-        .collect();
-    for family in IpFamily::BOTH {
-        if is_dual_stack && are_foreign(&listed, family) && open[family.index()] {
+impl Config {
+    /// What the Node says about families: what a person should know, or why this node cannot be served (semantics 9.3,
+    /// 24.12). Its first address tells the primary family.
+    pub(crate) fn check_node(&self, node: &Node) -> Result<Vec<String>, ConfigError> {
+        let mut warnings = Vec::new();
+        let Some(primary) = self.bind_address.as_ref().or(node.addresses.first()) else {
+            return Ok(warnings);
+        };
+        let primary = IpFamily::of(primary);
+        let name = primary.name();
+        if are_foreign(&self.cluster_cidrs, primary) {
             warnings.push(format!(
-                "--nodeport-addresses names no {} prefix: NodePorts of that family are served at every address of this node",
-                family.name()
+                "--cluster-cidr has no {name} prefix, the family of the node's first address"
             ));
         }
+        if are_foreign(&node.pod_cidrs, primary) {
+            let problem = format!(
+                "podCIDRs of the Node {} have no {name} prefix, the family of its first address",
+                node.name
+            );
+            if self.local_detector == LocalDetector::NodeCidr {
+                return Err(invalid("detect-local-mode", "NodeCIDR", problem));
+            }
+            warnings.push(problem);
+        }
+        let is_dual = |prefixes: &[Prefix]| IpFamily::BOTH.iter().all(|f| has(prefixes, *f));
+        let addresses = |family| {
+            node.addresses
+                .iter()
+                .any(|addr| IpFamily::of(addr) == family)
+        };
+        let is_dual_stack = is_dual(&self.cluster_cidrs)
+            || is_dual(&node.pod_cidrs)
+            || IpFamily::BOTH.into_iter().all(addresses);
+        let open = IpFamily::BOTH.map(|family| self.node_port_addresses.is_open(family));
+        let listed: Vec<Prefix> = self
+            .node_port_list
+            .split(',')
+            .filter_map(|item| Prefix::parse(item.trim()))
+            .collect();
+        for family in IpFamily::BOTH {
+            if is_dual_stack && are_foreign(&listed, family) && open[family.index()] {
+                warnings.push(format!(
+                    "--nodeport-addresses names no {} prefix: NodePorts of that family are served at every address of this node",
+                    family.name()
+                ));
+            }
+        }
+        Ok(warnings)
     }
-    Ok(warnings)
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 
 use std::{fs, path::PathBuf};
 
-use super::{ObjectSource, RunArgs};
-use crate::{error::chain, kube::api::Access};
+use super::{flags::RunArgs, source::ObjectSource};
+use crate::{error::chain, kube::api::ApiAccess};
 
 /// The file that the configuration in force was read from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ConfigFile {
+pub(crate) struct ConfigFile {
     path: PathBuf,
     text: String,
     /// Why what is there now cannot be used.
@@ -17,7 +17,7 @@ pub struct ConfigFile {
 
 /// What a look finds.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Look {
+pub(crate) enum Look {
     /// Nothing that was not known.
     Same,
     /// An agent could start with what is there now.
@@ -36,7 +36,7 @@ impl ConfigFile {
     }
 
     /// Looks again. A file that was refused is tried again, too: what it names may have come since. Needs a runtime.
-    pub async fn look(&mut self, args: &RunArgs) -> Look {
+    pub(crate) async fn look(&mut self, args: &RunArgs) -> Look {
         let Ok(now) = fs::read_to_string(&self.path) else {
             // Between two versions there may be none.
             return Look::Same;
@@ -61,7 +61,9 @@ async fn try_out(args: &RunArgs) -> Result<(), String> {
     let config = args.validate().map_err(|error| chain(&error))?;
     match &config.source {
         ObjectSource::Manifests(_) => Ok(()),
-        ObjectSource::Api(access) => Access::check(access).await.map_err(|error| chain(&error)),
+        ObjectSource::Api(access) => ApiAccess::check(access)
+            .await
+            .map_err(|error| chain(&error)),
     }
 }
 

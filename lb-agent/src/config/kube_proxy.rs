@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{ConfigError, RunArgs, compat::CompatArgs, invalid};
+use super::{
+    compat::CompatArgs,
+    error::{ConfigError, invalid},
+    flags::RunArgs,
+};
 
 pub(super) const KIND: &str = "KubeProxyConfiguration";
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";

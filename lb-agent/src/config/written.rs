@@ -1,13 +1,16 @@
 //! Flags → the `KubeProxyConfiguration` that says the same (semantics 24.1, 24.16): for `--write-config-to` and
 //! `/configz`. Flags that are the agent's own have no field there.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr, path::Path};
 
 use serde_json::{Map, Value, json};
 
 use super::{
-    RunArgs,
-    kube_proxy::{KIND, VERSION},
+    compat::switch,
+    error::{ConfigError, invalid},
+    flags::RunArgs,
+    kube_proxy::{KIND, MAX_PER_CORE, MIN, VERSION},
+    values::Config,
 };
 
 /// The configuration with the values that are in force. Reading it gives the same again.
@@ -30,12 +33,7 @@ pub(super) fn effective(
         .feature_gates
         .iter()
         .filter_map(|gate| gate.split_once('='))
-        .map(|(name, value)| {
-            (
-                name.trim().to_owned(),
-                super::compat::switch(value.trim()).into(),
-            )
-        })
+        .map(|(name, value)| (name.trim().to_owned(), switch(value.trim()).into()))
         .collect();
     let kubeconfig = args
         .kubeconfig
@@ -45,7 +43,7 @@ pub(super) fn effective(
     // What was not given is left as the kernel has it.
     let per_core = match (compat.conntrack_max_per_core, compat.conntrack_min) {
         (None, None) => 0,
-        (per_core, _) => per_core.unwrap_or(super::kube_proxy::MAX_PER_CORE),
+        (per_core, _) => per_core.unwrap_or(MAX_PER_CORE),
     };
     let mut config = json!({
         "apiVersion": VERSION,
@@ -56,7 +54,7 @@ pub(super) fn effective(
         "clusterCIDR": args.cluster_cidr.join(","),
         "conntrack": {
             "maxPerCore": per_core,
-            "min": compat.conntrack_min.unwrap_or(super::kube_proxy::MIN),
+            "min": compat.conntrack_min.unwrap_or(MIN),
             "tcpEstablishedTimeout": duration(&compat.conntrack_tcp_timeout_established),
             "tcpCloseWaitTimeout": duration(&compat.conntrack_tcp_timeout_close_wait),
             "tcpBeLiberal": compat.conntrack_tcp_be_liberal.unwrap_or(false),
@@ -80,4 +78,15 @@ pub(super) fn effective(
         config["oomScoreAdj"] = score.into();
     }
     config
+}
+
+impl Config {
+    /// Writes it as a KubeProxyConfiguration.
+    pub(crate) fn write_to(&self, path: &Path) -> Result<(), ConfigError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            invalid("write-config-to", path.display().to_string(), error)
+        };
+        let text = serde_yaml_ng::to_string(&self.effective).map_err(|error| failed(&error))?;
+        fs::write(path, text).map_err(|error| failed(&error))
+    }
 }

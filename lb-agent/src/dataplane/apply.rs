@@ -1,14 +1,18 @@
-//! Changes → map writes, in one order for both families at once, so that at every moment what programs read is
-//! whole. [`Dataplane::settle`] is that order:
+//! Changes → map writes, in one order for both families at once, so that what programs read is whole at every
+//! moment. [`Dataplane::settle`] is that order; each step is a file of `family/`:
 //!
-//! | step | where | what |
-//! |---|---|---|
-//! | prepare | `family/prepare.rs` | backends under free ids → Maglev tables in free ranges → source ranges → state words of backends that stay: nothing that a frontend shows already is replaced |
-//! | publish | `family/publish.rs` | the prefix of ClusterIPs grows → affinity of an earlier time is forgotten → of each frontend the bit of its port in `port_filter`, then its `services_*` entry: one update shows all that was prepared → the address-only entry of a ClusterIP |
-//! | finish | `family/finish.rs` | entries that are not wanted any more, then their ports' bits → source ranges → generations of backends that are gone grow, ids and tables are laid to rest → address-only entries → the prefix of ClusterIPs shrinks |
-//! | rest | here | one wait for a grace period → generations grow once more → ids and ranges may be used again |
+//! 1. *prepare*: backends under free ids → the Maglev tables that name them, in free ranges → source ranges → state
+//!    words of backends that stay. No frontend shows the new ones yet.
+//! 2. *publish*: the prefix of ClusterIPs grows → affinity of an earlier time is forgotten → frontend by frontend, the
+//!    bit of its port in `port_filter`, its entry of `services_*`, and a ClusterIP's address-only entry. One update of an
+//!    entry shows all that was prepared for it.
+//! 3. *finish*: entries of `services_*` that nobody wants, each followed by its port's bit → the source ranges that they
+//!    showed → generations of their backends grow; these ids and the old tables are laid to rest → address-only entries
+//!    without a ClusterIP → the prefix of ClusterIPs shrinks.
+//! 4. *rest*: one wait for an RCU grace period → generations grow once more → ids and ranges may be used again.
 //!
-//! A service port of which something fails keeps what it had and is tried again.
+//! Before the first of them, `port_filter` and `config` learn the ports for source translation. A service port of which
+//! something fails keeps what it had and is tried again.
 
 use std::net::IpAddr;
 
@@ -27,9 +31,9 @@ use crate::{
 
 /// What the dataplane must know besides the desired state.
 #[derive(Clone, Debug)]
-pub struct DataplaneConfig {
+pub(crate) struct DataplaneConfig {
     /// Ports for source translation.
-    pub snat_ports: PortRange,
+    pub(crate) snat_ports: PortRange,
 }
 
 impl Default for DataplaneConfig {
@@ -45,7 +49,7 @@ impl Default for DataplaneConfig {
 
 /// The maps and what they should hold.
 #[derive(Debug)]
-pub struct Dataplane<S: MapStore> {
+pub(crate) struct Dataplane<S: MapStore> {
     pub(super) shared: Shared<S>,
     pub(super) v4: FamilyState<V4>,
     pub(super) v6: FamilyState<V6>,
@@ -57,15 +61,15 @@ impl<S: MapStore> Dataplane<S> {
     /// Brings the maps to the next desired state. The first call takes the complete desired state:
     /// what it does not name is removed (semantics 2.10, 25.4); every later one takes the steps from
     /// the last.
-    pub fn apply(&mut self, changes: &[Change]) -> ApplyReport {
+    pub(crate) fn apply(&mut self, changes: &[Change]) -> ApplyReport {
         for change in changes {
             let (key, want) = match change {
                 Change::Set(port) => (&port.key, Some(port.clone())),
                 Change::Remove(key) => (key, None),
             };
             match key.family {
-                IpFamily::V4 => self.v4.note(key, want),
-                IpFamily::V6 => self.v6.note(key, want),
+                IpFamily::V4 => self.v4.want(key, want),
+                IpFamily::V6 => self.v6.want(key, want),
             }
         }
         self.is_started = true;
@@ -73,7 +77,7 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Tries again what failed. Cheap when nothing did.
-    pub fn retry(&mut self) -> ApplyReport {
+    pub(crate) fn retry(&mut self) -> ApplyReport {
         if !self.is_started {
             return ApplyReport::default();
         }
@@ -125,12 +129,12 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Whether something failed and waits for [`Dataplane::retry`].
-    pub fn is_pending(&self) -> bool {
+    pub(crate) fn is_pending(&self) -> bool {
         self.v4.is_pending() || self.v6.is_pending()
     }
 
     /// Tells which addresses are this node's own; endpoints on them are of the host network.
-    pub fn set_local_addresses(&mut self, addrs: &[IpAddr]) -> ApplyReport {
+    pub(crate) fn set_local_addresses(&mut self, addrs: &[IpAddr]) -> ApplyReport {
         let addrs = addrs.iter().copied().collect();
         if addrs == self.shared.local_addrs {
             return ApplyReport::default();
@@ -147,17 +151,17 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// The maps, to read.
-    pub fn store(&self) -> &S {
+    pub(crate) fn store(&self) -> &S {
         &self.shared.store
     }
 
     /// The maps; flows may be aged through it, nothing else written.
-    pub fn store_mut(&mut self) -> &mut S {
+    pub(crate) fn store_mut(&mut self) -> &mut S {
         &mut self.shared.store
     }
 
     /// How full the maps are.
-    pub fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let rows = self.shared.store.capacities().selection_rows;
         Usage {
             frontends: [self.v4.frontends(), self.v6.frontends()],
@@ -168,7 +172,7 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     /// Service id of a service port: index of `service_stats`.
-    pub fn service_id(&self, key: &PortKey) -> Option<u32> {
+    pub(crate) fn service_id(&self, key: &PortKey) -> Option<u32> {
         match key.family {
             IpFamily::V4 => self.v4.service_id(key),
             IpFamily::V6 => self.v6.service_id(key),

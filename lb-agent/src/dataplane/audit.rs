@@ -15,7 +15,7 @@ use crate::{
 
 impl<S: MapStore> Dataplane<S> {
     /// Compares a complete, fresh list of service ports and the maps with what is held, and repairs.
-    pub fn audit(&mut self, fresh: &[Arc<ServicePort>]) -> StoreResult<AuditReport> {
+    pub(crate) fn audit(&mut self, fresh: &[Arc<ServicePort>]) -> StoreResult<AuditReport> {
         let mut report = AuditReport::default();
         if !self.is_started || self.is_pending() {
             report.is_skipped = true;

@@ -174,9 +174,13 @@ fn words<F: Family>(bits: u128) -> [u32; 4] {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use lb_common::{V4, V6};
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::dataplane::fake::FakeStore;
 
     #[test]
     fn span_holds_all_and_no_more() {
@@ -212,5 +216,52 @@ mod tests {
         );
         let (net, mask) = Span::to_words::<V6>(None);
         assert_eq!(Span::from_words::<V6>(&net, &mask), None);
+    }
+
+    fn ips(addrs: &[u32]) -> impl Iterator<Item = IpAddr> {
+        addrs.iter().map(|addr| Ipv4Addr::from(*addr).into())
+    }
+
+    /// Whether programs take all these for ClusterIPs.
+    fn holds(store: &FakeStore, addrs: &[u32]) -> bool {
+        let (net, mask) = (
+            store.config.cluster_net_v4.be,
+            store.config.cluster_mask_v4.be,
+        );
+        addrs.iter().all(|addr| (addr.to_be() ^ net) & mask == 0)
+    }
+
+    proptest! {
+        #[test]
+        fn every_cluster_ip_is_in_it_between_two_words_too(
+            old in prop::collection::vec(any::<u32>(), 1..4),
+            new in prop::collection::vec(any::<u32>(), 0..4),
+        ) {
+            let mut store = FakeStore::small();
+            let mut span = ClusterSpan::default();
+            span.widen::<V4, _>(&mut store, ips(&old)).unwrap();
+            prop_assert!(holds(&store, &old));
+
+            // The second word is not written.
+            store.fail_in(1);
+            let cut = span.widen::<V4, _>(&mut store, ips(&new));
+            prop_assert!(holds(&store, &old));
+            prop_assert!(cut.is_err() || holds(&store, &new));
+            store.journal.borrow_mut().fail_in.clear();
+            span.widen::<V4, _>(&mut store, ips(&new)).unwrap();
+            prop_assert!(holds(&store, &old) && holds(&store, &new));
+
+            span.loosen();
+            store.fail_in(1);
+            let cut = span.narrow::<V4, _>(&mut store, ips(&new));
+            prop_assert!(cut.is_ok() || holds(&store, &new));
+            store.journal.borrow_mut().fail_in.clear();
+            span.narrow::<V4, _>(&mut store, ips(&new)).unwrap();
+            prop_assert!(holds(&store, &new));
+
+            let mut fresh = FakeStore::small();
+            ClusterSpan::default().widen::<V4, _>(&mut fresh, ips(&new)).unwrap();
+            prop_assert_eq!(store.config, fresh.config);
+        }
     }
 }

@@ -7,7 +7,7 @@ use lb_common::{
     family::Family,
 };
 
-/// A hash map by frontend.
+/// A `HashMap` by frontend; its methods are those of `HashMap`.
 #[derive(Clone, Debug)]
 pub(crate) struct FrontendMap<F: Family, V>(HashMap<(F::Addr, Be16, u8), V>);
 
@@ -18,45 +18,35 @@ impl<F: Family, V> Default for FrontendMap<F, V> {
 }
 
 impl<F: Family, V> FrontendMap<F, V> {
-    /// The value of a key.
     pub(crate) fn get(&self, key: &ServiceKey<F>) -> Option<&V> {
         self.0.get(&(key.addr, key.port, key.proto))
     }
-    /// The value of a key, to change.
     pub(crate) fn get_mut(&mut self, key: &ServiceKey<F>) -> Option<&mut V> {
         self.0.get_mut(&(key.addr, key.port, key.proto))
     }
-    /// Whether the key is there.
     pub(crate) fn contains_key(&self, key: &ServiceKey<F>) -> bool {
         self.get(key).is_some()
     }
-    /// Adds or replaces; returns what was there.
     pub(crate) fn insert(&mut self, key: &ServiceKey<F>, value: V) -> Option<V> {
         self.0.insert((key.addr, key.port, key.proto), value)
     }
-    /// Removes.
     pub(crate) fn remove(&mut self, key: &ServiceKey<F>) -> Option<V> {
         self.0.remove(&(key.addr, key.port, key.proto))
     }
-    /// Entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ServiceKey<F>, &V)> {
         self.0
             .iter()
             .map(|((addr, port, proto), v)| (ServiceKey::new(*addr, *port, *proto), v))
     }
-    /// Keys.
     pub(crate) fn keys(&self) -> impl Iterator<Item = ServiceKey<F>> {
         self.iter().map(|(key, _)| key)
     }
-    /// Values.
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.values()
     }
-    /// Number of entries.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
-    /// Whether there is none.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -66,9 +66,7 @@ pub(crate) fn rows_for(endpoints: usize, external: bool) -> u32 {
 /// An endpoint with the id that rows hold.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Member {
-    /// Its address.
     pub(crate) addr: IpAddr,
-    /// Its port.
     pub(crate) port: u16,
     /// Its backend id; has no part in the choice of rows.
     pub(crate) id: u32,

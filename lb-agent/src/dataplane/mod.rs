@@ -10,24 +10,24 @@
 //! gc                               flows → dead flows, by the store alone
 //! ```
 
-pub mod apply;
-pub mod audit;
+mod apply;
+mod audit;
 mod cluster_span;
 mod family;
 mod frontend_map;
-pub mod gc;
+pub(crate) mod gc;
 mod ids;
 mod maglev;
 mod model;
-pub mod pinned;
+pub(crate) mod pinned;
 mod port_filter;
-pub mod report;
+mod report;
 mod rest;
 mod restore;
 mod selection;
 mod shared;
 mod slab;
-pub mod store;
+pub(crate) mod store;
 mod uses;
 
 #[cfg(test)]
@@ -35,6 +35,6 @@ pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub use apply::{Dataplane, DataplaneConfig};
-pub use report::{ApplyError, ApplyReport, AuditReport, Usage};
-pub use store::{MapStore, StoreError};
+pub(crate) use apply::{Dataplane, DataplaneConfig};
+pub(crate) use report::ApplyReport;
+pub(crate) use store::MapStore;

@@ -72,7 +72,7 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Those that have rows.
-    pub(crate) fn lists(&self) -> impl Iterator<Item = SelectionList> {
+    pub(crate) fn with_rows(&self) -> impl Iterator<Item = SelectionList> {
         let lists = [self.cluster, self.local].into_iter().flatten();
         lists.filter(|table| table.len > 0)
     }

@@ -113,7 +113,7 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
 
 /// The pinned maps as the dataplane writes them.
 #[derive(Debug)]
-pub struct PinnedMaps {
+pub(crate) struct PinnedMaps {
     maps: Maps,
     config: ConfigEntry,
     barrier: Barrier,
@@ -121,15 +121,14 @@ pub struct PinnedMaps {
 
 impl PinnedMaps {
     /// A store over the maps below a pin directory; `config` is shared with whoever writes other fields.
-    pub fn open(dir: &Path, config: ConfigEntry) -> MapResult<PinnedMaps> {
+    pub(crate) fn open(dir: &Path, config: ConfigEntry) -> MapResult<PinnedMaps> {
         Ok(PinnedMaps {
             maps: Maps::open_to_write(dir)?,
             config,
             barrier: Barrier::new()?,
         })
     }
-    /// The maps.
-    pub const fn maps(&self) -> &Maps {
+    pub(crate) const fn maps(&self) -> &Maps {
         &self.maps
     }
 }

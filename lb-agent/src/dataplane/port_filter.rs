@@ -116,8 +116,14 @@ impl UsedPorts {
         Ok(())
     }
 
-    /// Clears the bits that nothing needs, whoever set them.
-    pub(crate) fn clear_unused<S: MapStore>(&mut self, store: &mut S, report: &mut ApplyReport) {
+    /// Sets the bits that frontends need and clears those that nothing needs, whoever changed them.
+    pub(crate) fn repair<S: MapStore>(&mut self, store: &mut S, report: &mut ApplyReport) {
+        let used: Vec<_> = self.uses.things().copied().collect();
+        for bit in used {
+            if let Err(source) = self.write(store, bit, true) {
+                report.errors.push(source.into());
+            }
+        }
         for slot in 0..PORT_FILTER_ENTRIES {
             for bit in (0..=u16::MAX).map(|port| Bit { slot, port }) {
                 if self.is_set(bit)
@@ -146,12 +152,8 @@ impl UsedPorts {
         }
         if differences > 0 {
             self.has_snat_ports = false;
-            let used: Vec<_> = self.uses.things().copied().collect();
-            for bit in used {
-                self.write(store, bit, true)?;
-            }
-            self.clear_unused(store, report);
         }
+        self.repair(store, report);
         Ok(differences)
     }
 

@@ -10,43 +10,32 @@ use crate::desired::state::PortKey;
 
 /// What one round of writes did.
 #[derive(Debug, Default)]
-pub struct ApplyReport {
+pub(crate) struct ApplyReport {
     /// Entries of `services_*` written.
-    pub services_written: usize,
+    pub(crate) services_written: usize,
     /// Entries of `services_*` removed.
-    pub services_removed: usize,
+    pub(crate) services_removed: usize,
     /// Elements of `backends_*` written whole.
-    pub backends_written: usize,
+    pub(crate) backends_written: usize,
     /// State words of backends written in place.
-    pub states_written: usize,
+    pub(crate) states_written: usize,
     /// Tables written to the selection slab.
-    pub tables_written: usize,
+    pub(crate) tables_written: usize,
     /// Rows of these tables.
-    pub rows_written: usize,
+    pub(crate) rows_written: usize,
     /// Source ranges written or removed.
-    pub ranges_changed: usize,
+    pub(crate) ranges_changed: usize,
     /// Grace periods waited for.
-    pub barriers: usize,
+    pub(crate) barriers: usize,
     /// Service ports that are not as wanted and wait for the next try.
-    pub pending: usize,
+    pub(crate) pending: usize,
     /// What went wrong, one entry an object.
-    pub errors: Vec<ApplyError>,
+    pub(crate) errors: Vec<ApplyError>,
 }
 
 impl ApplyReport {
-    /// The maps that are full.
-    pub fn full_maps(&self) -> Vec<&'static str> {
-        let mut full: Vec<_> = self
-            .errors
-            .iter()
-            .filter_map(ApplyError::full_map)
-            .collect();
-        full.sort_unstable();
-        full.dedup();
-        full
-    }
     /// Whether no entry was written or removed.
-    pub fn is_unchanged(&self) -> bool {
+    pub(crate) fn is_unchanged(&self) -> bool {
         self.services_written
             + self.services_removed
             + self.backends_written
@@ -59,48 +48,47 @@ impl ApplyReport {
 
 /// What an audit found, and repaired.
 #[derive(Debug, Default)]
-pub struct AuditReport {
+pub(crate) struct AuditReport {
     /// Service ports that the dataplane held otherwise than the fresh list says.
-    pub service_ports: usize,
+    pub(crate) service_ports: usize,
     /// Entries of `services_*` missing, different or superfluous.
-    pub services: usize,
+    pub(crate) services: usize,
     /// Elements of `backends_*` that were different.
-    pub backends: usize,
+    pub(crate) backends: usize,
     /// Tables whose rows were different.
-    pub tables: usize,
+    pub(crate) tables: usize,
     /// Source ranges missing or superfluous.
-    pub ranges: usize,
+    pub(crate) ranges: usize,
     /// Bits of `port_filter` that were different.
-    pub ports: usize,
+    pub(crate) ports: usize,
     /// Not audited, because writes are pending that failed.
-    pub is_skipped: bool,
+    pub(crate) is_skipped: bool,
     /// What the repair did.
-    pub repair: ApplyReport,
+    pub(crate) repair: ApplyReport,
 }
 
 impl AuditReport {
-    /// Differences found.
-    pub fn differences(&self) -> usize {
+    pub(crate) fn differences(&self) -> usize {
         self.service_ports + self.services + self.backends + self.tables + self.ranges + self.ports
     }
 }
 
 /// How full the maps are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Entries of `services_*`, by family.
-    pub frontends: [usize; 2],
+    pub(crate) frontends: [usize; 2],
     /// Backend ids in use or at rest, by family.
-    pub backends: [usize; 2],
+    pub(crate) backends: [usize; 2],
     /// Service ids in use or at rest.
-    pub service_ports: usize,
+    pub(crate) service_ports: usize,
     /// Rows of `selection` in use or at rest.
-    pub rows: u32,
+    pub(crate) rows: u32,
 }
 
 /// Why an object is not, or not fully, in the maps.
 #[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
+pub(crate) enum ApplyError {
     /// A service port has no room; what stood there before keeps serving.
     #[error("no room for service port {port} ({}) in map {map}; raise its size by a flag", port.family.name())]
     NoRoom {
@@ -112,29 +100,23 @@ pub enum ApplyError {
     /// A frontend could not be written or removed; its previous entry keeps serving.
     #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
     Frontend {
-        /// The service port.
         port: NamedKey,
-        /// Its address.
         addr: IpAddr,
-        /// Its port; 0 for the entry of a whole ClusterIP.
+        /// The frontend's port; 0 for the entry of a whole ClusterIP.
         number: u16,
-        /// What failed.
         #[source]
         source: StoreError,
     },
     /// A service port could not be prepared; what stood there before keeps serving.
     #[error("service port {port} is not up to date and will be tried again")]
     Port {
-        /// The service port.
         port: NamedKey,
-        /// What failed.
         #[source]
         source: StoreError,
     },
     /// Something shared failed.
     #[error("maps are not up to date and will be tried again")]
     Shared {
-        /// What failed.
         #[from]
         source: StoreError,
     },
@@ -142,7 +124,7 @@ pub enum ApplyError {
 
 impl ApplyError {
     /// The map that is full, where that is the reason.
-    pub fn full_map(&self) -> Option<&'static str> {
+    pub(crate) fn full_map(&self) -> Option<&'static str> {
         match self {
             ApplyError::NoRoom { map, .. } => Some(map),
             ApplyError::Frontend { source, .. }
@@ -164,7 +146,7 @@ impl ApplyError {
         }
     }
     /// The service port it is about.
-    pub fn port(&self) -> Option<&PortKey> {
+    pub(crate) fn port(&self) -> Option<&PortKey> {
         match self {
             ApplyError::NoRoom { port, .. }
             | ApplyError::Frontend { port, .. }
@@ -176,7 +158,7 @@ impl ApplyError {
 
 /// A [`PortKey`] that prints its name.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NamedKey(pub PortKey);
+pub(crate) struct NamedKey(pub PortKey);
 
 impl std::ops::Deref for NamedKey {
     type Target = PortKey;

@@ -11,11 +11,9 @@ impl<T> Default for Rest<T> {
 }
 
 impl<T> Rest<T> {
-    /// Lays down one more.
     pub(crate) fn push(&mut self, thing: T) {
         self.0.push(thing);
     }
-    /// Whether nothing rests.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

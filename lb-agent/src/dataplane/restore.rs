@@ -118,7 +118,7 @@ impl<F: StoreFamily> Present<F> {
 impl<S: MapStore> Dataplane<S> {
     /// Reads back what the maps hold. Nothing is written before the first [`Dataplane::apply`], which
     /// takes the complete desired state; [`Dataplane::set_local_addresses`] goes before it.
-    pub fn new(mut store: S, config: DataplaneConfig) -> StoreResult<Self> {
+    pub(crate) fn new(mut store: S, config: DataplaneConfig) -> StoreResult<Self> {
         let sizes = store.capacities();
         let v4 = Present::<V4>::read(&store, &sizes)?;
         let v6 = Present::<V6>::read(&store, &sizes)?;

@@ -51,9 +51,8 @@ impl<S: MapStore> Shared<S> {
         }
     }
 
-    /// Clears the bits of `port_filter` that nothing needs, whoever set them.
-    pub(crate) fn clear_unused_ports(&mut self) {
-        self.used_ports
-            .clear_unused(&mut self.store, &mut self.report);
+    /// Makes `port_filter` say what frontends need, whoever changed it.
+    pub(crate) fn repair_ports(&mut self) {
+        self.used_ports.repair(&mut self.store, &mut self.report);
     }
 }

@@ -14,7 +14,7 @@ use lb_common::{
 
 /// Why a map operation failed.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub(crate) enum StoreError {
     /// The map has no room for another entry (E2BIG, ENOSPC; ENOMEM of maps that are not preallocated).
     #[error("map {map} is full; raise its size by a flag")]
     Full {
@@ -34,36 +34,36 @@ pub enum StoreError {
 
 impl StoreError {
     /// The map that failed.
-    pub const fn map(&self) -> &'static str {
+    pub(crate) const fn map(&self) -> &'static str {
         match self {
             StoreError::Full { map } | StoreError::Io { map, .. } => map,
         }
     }
     /// Whether the map is full.
-    pub const fn is_full(&self) -> bool {
+    pub(crate) const fn is_full(&self) -> bool {
         matches!(self, StoreError::Full { .. })
     }
 }
 
 /// What a map operation returns.
-pub type StoreResult<T> = Result<T, StoreError>;
+pub(crate) type StoreResult<T> = Result<T, StoreError>;
 
 /// Sizes of the maps, fixed when they are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Capacities {
+pub(crate) struct Capacities {
     /// Elements of `service_stats`: service ids of both families together, 0 included.
-    pub max_services: u32,
+    pub(crate) max_services: u32,
     /// Elements of each of `backends_*`; id 0 is never used.
-    pub max_backends: u32,
+    pub(crate) max_backends: u32,
     /// Rows of `selection`: its blocks × 1,024.
-    pub selection_rows: u32,
+    pub(crate) selection_rows: u32,
     /// Entries of each of `flows_*`.
-    pub max_flows: u32,
+    pub(crate) max_flows: u32,
 }
 
 /// One of the two tables of flows of a family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum FlowTable {
+pub(crate) enum FlowTable {
     /// `flows_*`: confirmed flows.
     Flows,
     /// `openings_*`: flows that are not confirmed.
@@ -73,10 +73,10 @@ pub enum FlowTable {
 /// Where a scan of a flow table goes on. The store alone knows what the bytes mean: a bucket number of
 /// `BPF_MAP_LOOKUP_BATCH` or a key; both fit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ScanCursor(pub [u8; 40]);
+pub(crate) struct ScanCursor(pub [u8; 40]);
 
 /// The maps of one family.
-pub trait FamilyMaps<F: Family> {
+pub(crate) trait FamilyMaps<F: Family> {
     /// Writes an entry of `services_*`, new or not, by one update.
     fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()>;
     /// Removes an entry of `services_*`; `false`: there was none.
@@ -122,7 +122,7 @@ pub trait FamilyMaps<F: Family> {
 }
 
 /// Every map that the dataplane writes.
-pub trait MapStore {
+pub(crate) trait MapStore {
     /// The maps of one family.
     type Maps<F: Family>: FamilyMaps<F>;
 
@@ -163,7 +163,7 @@ pub trait MapStore {
 }
 
 /// A family, and how to reach its maps in a store.
-pub trait StoreFamily: Family {
+pub(crate) trait StoreFamily: Family {
     /// The maps of this family, to read.
     fn maps<S: MapStore>(store: &S) -> &S::Maps<Self>;
     /// The maps of this family, to write.

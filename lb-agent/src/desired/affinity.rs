@@ -6,7 +6,7 @@ use crate::kube::objects::Service;
 const DEFAULT_SECS: u32 = 10_800;
 
 /// Seconds that a client keeps its backend; 0 without affinity (semantics 4.11).
-pub fn secs(service: &Service) -> u32 {
+pub(crate) fn secs(service: &Service) -> u32 {
     match service.client_ip_affinity {
         None => 0,
         Some(timeout) => timeout

@@ -22,7 +22,7 @@ pub struct FrontendKey {
 
 /// One service port's wish to serve a frontend.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     /// As what it would serve it.
     pub kind: FrontendKindOrd,
     /// When its Service was created; one that does not tell counts as the newest.
@@ -62,13 +62,13 @@ pub struct Conflict {
 
 /// All claims, the winner of each frontend first.
 #[derive(Debug, Default)]
-pub struct Claims {
+pub(crate) struct Claims {
     by_frontend: HashMap<FrontendKey, Vec<Claim>>,
     contested: BTreeSet<FrontendKey>,
 }
 
 /// The key of a port's frontend.
-pub const fn key(frontend: &Frontend, protocol: Protocol) -> FrontendKey {
+pub(crate) const fn key(frontend: &Frontend, protocol: Protocol) -> FrontendKey {
     FrontendKey {
         addr: frontend.addr,
         port: frontend.port,
@@ -78,7 +78,7 @@ pub const fn key(frontend: &Frontend, protocol: Protocol) -> FrontendKey {
 
 impl Claims {
     /// Adds a claim.
-    pub fn insert(&mut self, frontend: FrontendKey, claim: Claim) {
+    pub(crate) fn insert(&mut self, frontend: FrontendKey, claim: Claim) {
         let claims = self
             .by_frontend
             .entry(frontend)
@@ -91,7 +91,7 @@ impl Claims {
     }
 
     /// Takes back the claim of a service port.
-    pub fn remove(&mut self, frontend: FrontendKey, port: &PortKey) {
+    pub(crate) fn remove(&mut self, frontend: FrontendKey, port: &PortKey) {
         let Some(claims) = self.by_frontend.get_mut(&frontend) else {
             return;
         };
@@ -105,7 +105,7 @@ impl Claims {
     }
 
     /// The service port that serves the frontend.
-    pub fn winner(&self, frontend: FrontendKey) -> Option<&PortKey> {
+    pub(crate) fn winner(&self, frontend: FrontendKey) -> Option<&PortKey> {
         self.by_frontend
             .get(&frontend)?
             .first()
@@ -113,7 +113,7 @@ impl Claims {
     }
 
     /// Everybody who claims the frontend.
-    pub fn claimants(&self, frontend: FrontendKey) -> impl Iterator<Item = &PortKey> {
+    pub(crate) fn claimants(&self, frontend: FrontendKey) -> impl Iterator<Item = &PortKey> {
         self.by_frontend
             .get(&frontend)
             .into_iter()
@@ -122,7 +122,7 @@ impl Claims {
     }
 
     /// The frontends with more than one claim.
-    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
+    pub(crate) fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
         self.contested.iter().filter_map(|frontend| {
             let (winner, losers) = self.by_frontend.get(frontend)?.split_first()?;
             Some(Conflict {
@@ -131,10 +131,5 @@ impl Claims {
                 losers: losers.iter().map(|claim| claim.port.clone()).collect(),
             })
         })
-    }
-
-    /// How many frontends have more than one claim.
-    pub fn conflict_count(&self) -> usize {
-        self.contested.len()
     }
 }

@@ -9,7 +9,7 @@ use crate::{
 
 /// An endpoint of a service port before the policies decide about it.
 #[derive(Clone, Copy, Debug)]
-pub struct Candidate<'a> {
+pub(crate) struct Candidate<'a> {
     /// Its port.
     pub port: u16,
     /// On this node (5.11).
@@ -22,11 +22,11 @@ pub struct Candidate<'a> {
 
 impl Candidate<'_> {
     /// Its address.
-    pub const fn addr(&self) -> IpAddr {
+    pub(crate) const fn addr(&self) -> IpAddr {
         self.source.addr
     }
     /// May be used when nothing is ready (6.2, 6.3).
-    pub const fn is_fallback(&self) -> bool {
+    pub(crate) const fn is_fallback(&self) -> bool {
         self.source.serving && self.source.terminating
     }
     /// Of two with one address and port the greater one is meant (5.13).
@@ -44,7 +44,7 @@ impl Candidate<'_> {
 
 /// The union over all slices (sorted by name) of endpoint × port of this name, protocol and family
 /// (5.4), sorted by address and port, none twice.
-pub fn of_port<'a>(
+pub(crate) fn of_port<'a>(
     slices: &'a [Arc<EndpointSlice>],
     family: IpFamily,
     name: &str,

@@ -21,12 +21,12 @@ pub struct HealthCheck {
 }
 
 /// Whether the Service is one whose port load balancers ask (semantics 15.1).
-pub fn is_asked(service: &Service) -> bool {
+pub(crate) fn is_asked(service: &Service) -> bool {
     service.kind == ServiceType::LoadBalancer && service.external_local
 }
 
 /// What its port answers; `None`: it has none.
-pub fn check(
+pub(crate) fn check(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
     node: &NodeView,
@@ -66,7 +66,7 @@ fn local_ready(slices: &[Arc<EndpointSlice>], family: IpFamily, node: &str) -> u
 
 /// Where the ports are served in a family: on the addresses of NodePorts, and on any where those are all
 /// (semantics 14.13, 15.2). Addresses of one link cannot be bound without naming it.
-pub fn addresses(view: &NodeView, family: IpFamily) -> Vec<IpAddr> {
+pub(crate) fn addresses(view: &NodeView, family: IpFamily) -> Vec<IpAddr> {
     if view.node_port_addresses.is_open(family) {
         return vec![node::unspecified(family)];
     }

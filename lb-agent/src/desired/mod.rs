@@ -1,19 +1,19 @@
 //! ObjectStore → what the dataplane is to hold. The decisions are pure functions, one file a chapter of the
 //! semantics; [`Desired`] holds their results and works in proportion to what changed.
 
-pub mod affinity;
-pub mod conflict;
-pub mod endpoints;
-pub mod health;
-pub mod node;
-pub mod policy;
-pub mod service;
+pub(crate) mod affinity;
+pub(crate) mod conflict;
+pub(crate) mod endpoints;
+pub(crate) mod health;
+pub(crate) mod node;
+pub(crate) mod policy;
+pub(crate) mod service;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub mod topology;
+pub(crate) mod topology;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,7 +28,7 @@ use self::{
 };
 pub use self::{
     conflict::{Conflict, FrontendKey},
-    node::{NodePortAddresses, NodePortAddressesError, NodeView},
+    node::{NodePortAddresses, NodeView},
 };
 use crate::kube::{
     objects::Key,
@@ -120,11 +120,6 @@ impl Desired {
     /// The frontends that several service ports claim.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> + '_ {
         self.claims.conflicts()
-    }
-
-    /// How many frontends several service ports claim.
-    pub fn conflict_count(&self) -> usize {
-        self.claims.conflict_count()
     }
 
     /// What a person should know about Services that are served nevertheless.

@@ -132,7 +132,7 @@ impl FromStr for NodePortAddresses {
 /// mention is open on all local addresses (14.5). Loopback is accepted only where a prefix that lies
 /// in loopback names it (14.8a), IPv6 link-local addresses only where a prefix longer than zero
 /// does: they are no more than one interface's, and every interface has one.
-pub fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
+pub(crate) fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
     let rules = &node.node_port_addresses;
     let prefixes: Vec<&Prefix> = rules.of_family(family).collect();
     let mut accepted = BTreeSet::new();
@@ -167,7 +167,7 @@ pub fn accepted(node: &NodeView, family: IpFamily) -> Vec<IpAddr> {
 }
 
 /// The address that stands for any of a family.
-pub const fn unspecified(family: IpFamily) -> IpAddr {
+pub(crate) const fn unspecified(family: IpFamily) -> IpAddr {
     match family {
         IpFamily::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpFamily::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -175,7 +175,7 @@ pub const fn unspecified(family: IpFamily) -> IpAddr {
 }
 
 /// Whether an address means something on one link only.
-pub fn is_link_local(addr: &IpAddr) -> bool {
+pub(crate) fn is_link_local(addr: &IpAddr) -> bool {
     matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 

@@ -8,7 +8,7 @@ use super::{
 
 /// Which lists a service port uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Uses {
+pub(crate) struct Uses {
     /// The Cluster list (4.9).
     pub cluster: bool,
     /// The Local list (4.10).
@@ -17,7 +17,7 @@ pub struct Uses {
 
 /// Decides which lists a service port uses from its policies and whether it is externally
 /// accessible (4.8).
-pub const fn uses(internal_local: bool, external_local: bool, external: bool) -> Uses {
+pub(crate) const fn uses(internal_local: bool, external_local: bool, external: bool) -> Uses {
     Uses {
         cluster: !internal_local || external,
         local: internal_local || (external_local && external),
@@ -26,7 +26,7 @@ pub const fn uses(internal_local: bool, external_local: bool, external: bool) ->
 
 /// The endpoints that the data path must know.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Lists {
+pub(crate) struct Lists {
     /// Every usable endpoint with the lists that it is in.
     pub endpoints: Vec<Endpoint>,
     /// Some node has a usable endpoint (6.7).
@@ -34,7 +34,12 @@ pub struct Lists {
 }
 
 /// Puts the endpoints into the lists that the service port uses.
-pub fn lists(candidates: &[Candidate<'_>], uses: Uses, node: &str, zone: Option<&str>) -> Lists {
+pub(crate) fn lists(
+    candidates: &[Candidate<'_>],
+    uses: Uses,
+    node: &str,
+    zone: Option<&str>,
+) -> Lists {
     let any_ready = candidates.iter().any(|candidate| candidate.source.ready);
     let any_local_ready = candidates.iter().any(|c| c.local && c.source.ready);
     let mode = if uses.cluster {

@@ -15,7 +15,7 @@ use crate::{
 
 /// This node with what follows from it for every Service.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub(crate) struct Context {
     /// The node.
     pub node: NodeView,
     /// Where NodePorts are accepted, by family.
@@ -24,7 +24,7 @@ pub struct Context {
 
 impl Context {
     /// Derives what follows from the node.
-    pub fn new(node: NodeView) -> Self {
+    pub(crate) fn new(node: NodeView) -> Self {
         let node_ports = IpFamily::BOTH.map(|family| super::node::accepted(&node, family));
         Context { node, node_ports }
     }
@@ -40,7 +40,7 @@ struct Addresses {
 
 /// The service ports of a Service in every family, sorted by key. Their frontends are those that
 /// they claim.
-pub fn ports(
+pub(crate) fn ports(
     service: &Service,
     slices: &[Arc<EndpointSlice>],
     context: &Context,
@@ -92,7 +92,7 @@ fn addresses(service: &Service, family: IpFamily, node: &NodeView) -> Option<Add
 }
 
 /// The prefixes that may use the load-balancer addresses; empty where everybody may.
-pub fn source_ranges(
+pub(crate) fn source_ranges(
     ranges: &[Prefix],
     family: IpFamily,
     load_balancer_ips: &[IpAddr],
@@ -185,7 +185,7 @@ fn frontends(port: &Port, addresses: &Addresses, node_ports: &[IpAddr]) -> Vec<F
 }
 
 /// What a person should know about a Service that is served nevertheless.
-pub fn problems(service: &Service) -> Vec<String> {
+pub(crate) fn problems(service: &Service) -> Vec<String> {
     let mut problems = service.skipped.clone();
     if health::is_asked(service) && service.health_check_node_port == 0 {
         // semantics 15.1

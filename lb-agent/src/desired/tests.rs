@@ -754,7 +754,7 @@ fn a_contested_frontend_goes_to_the_lower_kind_then_the_oldest_then_the_first_na
                 world.apply([event.clone()]);
             }
             assert_eq!(world.server(vip).as_deref(), Some("b"));
-            assert_eq!(world.desired.conflict_count(), 1);
+            assert_eq!(world.desired.conflicts().count(), 1);
             let conflict = world.desired.conflicts().next().unwrap();
             assert_eq!(&*conflict.winner.name.service, "b");
             assert_eq!(&*conflict.losers[0].name.service, "a");
@@ -765,7 +765,7 @@ fn a_contested_frontend_goes_to_the_lower_kind_then_the_oldest_then_the_first_na
                 ["+default/a/TCP IPv4", "-default/b/TCP IPv4"]
             );
             assert_eq!(world.server(vip).as_deref(), Some("a"));
-            assert_eq!(world.desired.conflict_count(), 0);
+            assert_eq!(world.desired.conflicts().count(), 0);
         }
     }
     let mut world = World::new();
@@ -812,7 +812,7 @@ fn services_share_an_address_on_different_ports_and_protocols() {
         made.ports = vec![port("", number, protocol)];
         world.apply([set(made)]);
     }
-    assert_eq!(world.desired.conflict_count(), 0);
+    assert_eq!(world.desired.conflicts().count(), 0);
     assert_eq!(
         names(&world.apply([remove("s0")])),
         ["-default/s0/TCP IPv4"]

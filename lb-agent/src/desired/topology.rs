@@ -4,7 +4,7 @@ use super::endpoints::Candidate;
 
 /// The rule by which ready endpoints are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Those hinted for this node (7.3).
     SameNode,
     /// Those hinted for this node's zone (7.4).
@@ -14,7 +14,7 @@ pub enum Mode {
 }
 
 /// Chooses the mode once for all endpoints of a service port; unready ones do not matter (7.2).
-pub fn mode(endpoints: &[Candidate<'_>], node: &str, zone: Option<&str>) -> Mode {
+pub(crate) fn mode(endpoints: &[Candidate<'_>], node: &str, zone: Option<&str>) -> Mode {
     let mut all_for_nodes = true;
     let mut some_for_node = false;
     let mut all_for_zones = true;
@@ -36,7 +36,7 @@ pub fn mode(endpoints: &[Candidate<'_>], node: &str, zone: Option<&str>) -> Mode
 }
 
 /// Whether the mode lets this node use the endpoint.
-pub fn allows(mode: Mode, endpoint: &Candidate<'_>, node: &str, zone: Option<&str>) -> bool {
+pub(crate) fn allows(mode: Mode, endpoint: &Candidate<'_>, node: &str, zone: Option<&str>) -> bool {
     match mode {
         Mode::SameNode => is_for_node(endpoint, node),
         Mode::SameZone => is_for_zone(endpoint, zone),

@@ -3,26 +3,21 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex},
+    net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, Semaphore},
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::sleep};
 
-use super::{Answer, Shared, accept, lock};
-use crate::{
-    desired::health::HealthCheck,
-    kube::{api::events::EventWriter, objects::Key},
-    net::IpFamily,
+use super::{
+    http::{Answer, accept},
+    lock::lock,
+    shared::Shared,
 };
+use crate::{kube::objects::Key, net::IpFamily};
 
 /// Between two tries to open what could not be opened.
 const RETRY: Duration = Duration::from_secs(5);
@@ -30,53 +25,6 @@ const RETRY: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 8;
 /// Connections that the kernel keeps until they are taken.
 const BACKLOG: i32 = 128;
-
-/// What is to be served.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// Where, by family.
-    pub addresses: [Vec<IpAddr>; 2],
-    /// For whom.
-    pub checks: BTreeMap<Key, HealthCheck>,
-}
-
-impl Plan {
-    /// Every server with its port.
-    fn servers(&self) -> impl Iterator<Item = ((Key, IpFamily), u16)> + '_ {
-        self.checks.iter().flat_map(|(key, check)| {
-            IpFamily::BOTH
-                .into_iter()
-                .filter(|family| check.local[family.index()].is_some())
-                .map(|family| ((key.clone(), family), check.port))
-        })
-    }
-    fn count(&self, key: &Key, family: IpFamily) -> usize {
-        let check = self.checks.get(key);
-        check
-            .and_then(|check| check.local[family.index()])
-            .unwrap_or(0)
-    }
-}
-
-/// The plan as the loop sets it and the servers read it.
-#[derive(Debug, Default)]
-pub struct HealthChecks {
-    plan: Mutex<Plan>,
-    node: Mutex<(String, EventWriter)>,
-    changed: Notify,
-}
-
-impl HealthChecks {
-    /// Takes a plan. Only what the maps already serve may be in it (semantics 15.9).
-    pub fn set(&self, plan: Plan) {
-        *lock(&self.plan) = plan;
-        self.changed.notify_one();
-    }
-    /// Who says that a port cannot be opened, and where.
-    pub fn tell(&self, node: &str, events: EventWriter) {
-        *lock(&self.node) = (node.to_owned(), events);
-    }
-}
 
 impl Shared {
     fn answer_check(&self, key: &Key, family: IpFamily) -> Answer {
@@ -220,7 +168,11 @@ mod tests {
         net::TcpStream,
     };
 
-    use super::*;
+    use super::{
+        super::{plan::Plan, shared::STALE},
+        *,
+    };
+    use crate::{desired::health::HealthCheck, kube::api::events::EventWriter};
 
     fn plan(port: u16, count: usize) -> Plan {
         let check = HealthCheck {
@@ -283,7 +235,7 @@ mod tests {
         shared.health_checks.set(plan(1, 1));
         shared.set_eligible(false);
         assert_eq!(shared.answer_check(&key, IpFamily::V4).code, 200);
-        let long_ago = Instant::now().checked_sub(super::super::STALE).unwrap();
+        let long_ago = Instant::now().checked_sub(STALE).unwrap();
         lock(&shared.syncs)[IpFamily::V6.index()].queued = Some(long_ago);
         let answer = shared.answer_check(&key, IpFamily::V4);
         assert_eq!((answer.code, answer.weight), (503, Some(1)));

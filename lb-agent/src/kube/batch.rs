@@ -10,7 +10,7 @@ use crate::net::IpFamily;
 
 /// A fresh complete list of one kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Relist {
+pub(crate) struct Relist {
     /// Which.
     pub list: List,
     /// Its objects.
@@ -21,7 +21,7 @@ pub struct Relist {
 
 /// What arrived since the last look.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Complete lists; they come before `changes`.
     pub lists: Vec<Relist>,
     /// Single objects.
@@ -32,7 +32,7 @@ pub struct Batch {
 
 impl Batch {
     /// All its events.
-    pub fn events(&self) -> impl Iterator<Item = &ObjectEvent> {
+    pub(crate) fn events(&self) -> impl Iterator<Item = &ObjectEvent> {
         let listed = self.lists.iter().flat_map(|relist| &relist.events);
         listed.chain(&self.changes)
     }

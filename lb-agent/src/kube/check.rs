@@ -10,7 +10,7 @@ use super::{
 use crate::net::{self, IpFamily};
 
 /// Finds the first fault of a Service.
-pub fn service(api: &ApiService) -> Result<(), FieldError> {
+pub(super) fn service(api: &ApiService) -> Result<(), FieldError> {
     let default_spec = ServiceSpec::default();
     let spec = api.spec.as_ref().unwrap_or(&default_spec);
     let kind = service_type(spec)?;

@@ -12,7 +12,7 @@ use super::{
 
 /// Where objects come from.
 #[derive(Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// A directory, not read yet.
     Manifests(Box<ManifestSource>),
     /// A directory that is followed.
@@ -23,7 +23,7 @@ pub enum Source {
 
 /// Why a source ends before its first state.
 #[derive(Debug, thiserror::Error)]
-pub enum SourceError {
+pub(crate) enum SourceError {
     /// The directory.
     #[error(transparent)]
     Manifests(#[from] ManifestError),
@@ -37,7 +37,7 @@ pub enum SourceError {
 
 impl Source {
     /// The first complete state. Waits for it for as long as it takes; may be dropped and asked again.
-    pub async fn initial(&mut self) -> Result<Vec<ObjectEvent>, SourceError> {
+    pub(crate) async fn initial(&mut self) -> Result<Vec<ObjectEvent>, SourceError> {
         match self {
             Source::Manifests(source) => Ok(source.initial()?),
             Source::Following(_) => Ok(Vec::new()),
@@ -46,7 +46,7 @@ impl Source {
     }
 
     /// From here on changes are delivered. Gives the place where the problems of the source stand.
-    pub fn follow(self) -> Result<(Source, ManifestProblems), SourceError> {
+    pub(crate) fn follow(self) -> Result<(Source, ManifestProblems), SourceError> {
         match self {
             Source::Manifests(source) => {
                 let follower = source.follow().map_err(SourceError::Thread)?;
@@ -65,7 +65,7 @@ impl Source {
     }
 
     /// What changed, coalesced; `None`: nothing more will come. May be dropped and asked again.
-    pub async fn next(&mut self) -> Option<Batch> {
+    pub(crate) async fn next(&mut self) -> Option<Batch> {
         match self {
             Source::Manifests(_) => None,
             Source::Following(follower) => {

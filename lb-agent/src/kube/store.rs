@@ -66,13 +66,6 @@ impl ObjectStore {
         self.complete == [true; 3]
     }
 
-    /// The list is complete: nothing more of the initial state is to come. Returns all that changed
-    /// so far when it was the last one.
-    pub fn list_complete(&mut self, list: List) -> Dirty {
-        self.complete[list as usize] = true;
-        self.emit(Dirty::default())
-    }
-
     /// Takes the complete initial state of a source that delivers everything at once.
     pub fn initial(&mut self, events: impl IntoIterator<Item = ObjectEvent>) -> Dirty {
         let dirty = self.record(events);
@@ -228,12 +221,16 @@ mod tests {
     #[test]
     fn nothing_is_dirty_before_all_lists_are_complete() {
         // semantics 2.10: either order, slices of unknown Services are remembered
+        let none = HashSet::new();
         let mut store = ObjectStore::new();
         assert!(store.apply([slice_event("web-1", "web")]).is_empty());
-        assert!(store.list_complete(List::Slices).is_empty());
+        let slices = vec![slice_event("web-1", "web")];
+        assert!(store.relist(List::Slices, slices, &none).is_empty());
         assert!(store.apply([service_event("web")]).is_empty());
-        assert!(store.list_complete(List::Node).is_empty());
-        assert_eq!(keys(&store.list_complete(List::Services)), ["default/web"]);
+        assert!(store.relist(List::Node, Vec::new(), &none).is_empty());
+        let services = vec![service_event("web")];
+        let dirty = store.relist(List::Services, services, &none);
+        assert_eq!(keys(&dirty), ["default/web"]);
         assert_eq!(store.slices_of(&Key::new("default", "web")).len(), 1);
     }
 

@@ -2,11 +2,11 @@
 
 /// Patterns over interface names: `*` any text, `?` one character.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Globs(Vec<String>);
+pub(crate) struct Globs(Vec<String>);
 
 impl Globs {
     /// Spaces around a pattern are trimmed.
-    pub fn new(patterns: &[String]) -> Result<Globs, EmptyPattern> {
+    pub(crate) fn new(patterns: &[String]) -> Result<Globs, EmptyPattern> {
         let patterns: Vec<String> = patterns
             .iter()
             .map(|pattern| pattern.trim().to_owned())
@@ -17,7 +17,7 @@ impl Globs {
         Ok(Globs(patterns))
     }
     /// Whether some pattern matches.
-    pub fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         self.0
             .iter()
             .any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
@@ -27,7 +27,7 @@ impl Globs {
 /// A pattern without a character.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("an empty pattern matches nothing; write names or patterns such as eth*")]
-pub struct EmptyPattern;
+pub(crate) struct EmptyPattern;
 
 /// Whether `pattern` matches all of `name`. Remembers the last `*` and goes back to it on a mismatch.
 fn glob(pattern: &[u8], name: &[u8]) -> bool {

@@ -1,12 +1,12 @@
 //! Netlink, and what else the kernel tells about this node: links and their roles, addresses, default routes.
 
-pub mod globs;
-pub mod netlink;
-pub mod reserved;
-pub mod roles;
-pub mod snapshot;
-pub mod sock_diag;
-pub mod tc;
+pub(crate) mod globs;
+pub(crate) mod netlink;
+pub(crate) mod reserved;
+pub(crate) mod roles;
+pub(crate) mod snapshot;
+pub(crate) mod sock_diag;
+pub(crate) mod tc;
 
 use std::{
     fs, io,
@@ -17,7 +17,7 @@ use std::{
 use tokio::io::unix::AsyncFd;
 
 use self::netlink::Socket;
-pub use self::{
+pub(crate) use self::{
     globs::Globs,
     roles::{Interface, Rules, XdpMode, interfaces},
     snapshot::Snapshot,
@@ -35,7 +35,7 @@ impl AsRawFd for Events {
 }
 
 /// Follows the node's network.
-pub struct Watch {
+pub(crate) struct Watch {
     events: AsyncFd<Events>,
     requests: Socket,
 }
@@ -48,7 +48,7 @@ impl std::fmt::Debug for Watch {
 
 impl Watch {
     /// Listens from now on. Inside a tokio runtime.
-    pub fn new() -> io::Result<Watch> {
+    pub(crate) fn new() -> io::Result<Watch> {
         let events = Events(Socket::listen(GROUPS)?);
         // SAFETY: `Events` owns its socket and gives the same open descriptor until it is dropped.
         let events = unsafe { AsyncFd::register(events) }?;
@@ -59,12 +59,12 @@ impl Watch {
     }
 
     /// The network now.
-    pub fn snapshot(&mut self) -> io::Result<Snapshot> {
+    pub(crate) fn snapshot(&mut self) -> io::Result<Snapshot> {
         Snapshot::read(&mut self.requests)
     }
 
     /// Waits until something changed; takes everything that is queued at once.
-    pub async fn changed(&self) -> io::Result<()> {
+    pub(crate) async fn changed(&self) -> io::Result<()> {
         loop {
             let mut ready = self.events.readable().await?;
             let messages = ready.get_inner().0.drain()?;
@@ -77,7 +77,7 @@ impl Watch {
 }
 
 /// Cookie of this process's network namespace (5.14); `None` where the kernel has none.
-pub fn netns_cookie() -> io::Result<Option<u64>> {
+pub(crate) fn netns_cookie() -> io::Result<Option<u64>> {
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = std::net::UdpSocket::bind("127.0.0.1:0")
         .or_else(|_no_loopback| std::net::UdpSocket::bind("0.0.0.0:0"))?;
@@ -105,7 +105,7 @@ pub fn netns_cookie() -> io::Result<Option<u64>> {
 }
 
 /// Where the cgroup2 hierarchy is mounted.
-pub fn cgroup2_mount() -> Option<PathBuf> {
+pub(crate) fn cgroup2_mount() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let line = mounts.lines().find(|line| {
         line.split_once(" - ")

@@ -14,15 +14,15 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 /// `NLM_F_CREATE`.
-pub const CREATE: u16 = 0x400;
+pub(crate) const CREATE: u16 = 0x400;
 /// `NLM_F_REPLACE`.
-pub const REPLACE: u16 = 0x100;
+pub(crate) const REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`.
-pub const EXCL: u16 = 0x200;
+pub(crate) const EXCL: u16 = 0x200;
 
 /// A message without its header.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Message {
+pub(crate) struct Message {
     /// `RTM_…`.
     pub kind: u16,
     /// What follows the header.
@@ -31,16 +31,16 @@ pub struct Message {
 
 /// A request under construction: fixed part, then attributes.
 #[derive(Clone, Debug)]
-pub struct Request(Vec<u8>);
+pub(crate) struct Request(Vec<u8>);
 
 impl Request {
     /// A request with its fixed part (`struct ifinfomsg`, `struct tcmsg`, …).
-    pub fn new(fixed: &[u8]) -> Request {
+    pub(crate) fn new(fixed: &[u8]) -> Request {
         Request(fixed.to_vec())
     }
     /// Appends an attribute.
     #[must_use]
-    pub fn attr(mut self, kind: u16, value: &[u8]) -> Request {
+    pub(crate) fn attr(mut self, kind: u16, value: &[u8]) -> Request {
         let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
         self.0.extend(len.to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
@@ -49,17 +49,17 @@ impl Request {
         self
     }
     /// Attributes alone, to nest.
-    pub fn nested() -> Request {
+    pub(crate) fn nested() -> Request {
         Request(Vec::new())
     }
     /// The bytes.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 /// Attributes of a message behind its fixed part, as (type, value).
-pub fn attrs(body: &[u8], fixed: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attrs(body: &[u8], fixed: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = body.get(fixed..).unwrap_or_default();
     std::iter::from_fn(move || {
         let (len, kind) = (usize::from(u16_at(rest, 0)?), u16_at(rest, 2)?);
@@ -71,38 +71,38 @@ pub fn attrs(body: &[u8], fixed: usize) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// A u16 in host byte order.
-pub fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 /// A u32 in host byte order.
-pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 /// A string without its terminator.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 /// A netlink socket of the current network namespace.
 #[derive(Debug)]
-pub struct Socket {
+pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
 }
 
 impl Socket {
     /// A socket for requests.
-    pub fn new() -> io::Result<Socket> {
+    pub(crate) fn new() -> io::Result<Socket> {
         Socket::open(libc::NETLINK_ROUTE, 0, 0)
     }
 
     /// A socket for requests about sockets (`linux/sock_diag.h`).
-    pub fn sock_diag() -> io::Result<Socket> {
+    pub(crate) fn sock_diag() -> io::Result<Socket> {
         Socket::open(libc::NETLINK_SOCK_DIAG, 0, 0)
     }
 
     /// A socket that hears the multicast groups of this mask and never blocks.
-    pub fn listen(groups: u32) -> io::Result<Socket> {
+    pub(crate) fn listen(groups: u32) -> io::Result<Socket> {
         Socket::open(libc::NETLINK_ROUTE, libc::SOCK_NONBLOCK, groups)
     }
 
@@ -137,7 +137,7 @@ impl Socket {
     }
 
     /// Its descriptor, to wait for.
-    pub fn raw_fd(&self) -> RawFd {
+    pub(crate) fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
@@ -203,7 +203,7 @@ impl Socket {
 
     /// What arrived at a listening socket; empty when nothing did. ENOBUFS (the kernel dropped some) counts as an
     /// unknown change.
-    pub fn drain(&self) -> io::Result<Vec<Message>> {
+    pub(crate) fn drain(&self) -> io::Result<Vec<Message>> {
         let mut all = Vec::new();
         loop {
             match self.receive() {
@@ -219,7 +219,7 @@ impl Socket {
     }
 
     /// Asks for a dump.
-    pub fn dump(&mut self, kind: u16, request: &Request) -> io::Result<Vec<Message>> {
+    pub(crate) fn dump(&mut self, kind: u16, request: &Request) -> io::Result<Vec<Message>> {
         let sequence = self.send(kind, NLM_F_DUMP, request)?;
         let mut all = Vec::new();
         loop {
@@ -235,7 +235,7 @@ impl Socket {
     }
 
     /// Asks for a change and waits for the answer.
-    pub fn request(&mut self, kind: u16, flags: u16, request: &Request) -> io::Result<()> {
+    pub(crate) fn request(&mut self, kind: u16, flags: u16, request: &Request) -> io::Result<()> {
         let sequence = self.send(kind, NLM_F_ACK | flags, request)?;
         loop {
             for (number, message) in self.receive()? {

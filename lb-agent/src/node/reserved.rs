@@ -15,7 +15,7 @@ fn path() -> PathBuf {
 }
 
 /// Reserves a range; `false`: it was reserved already.
-pub fn reserve(range: PortRange) -> io::Result<bool> {
+pub(crate) fn reserve(range: PortRange) -> io::Result<bool> {
     match with_range(&fs::read_to_string(path())?, range) {
         Some(list) => fs::write(path(), list).map(|()| true),
         None => Ok(false),
@@ -23,7 +23,7 @@ pub fn reserve(range: PortRange) -> io::Result<bool> {
 }
 
 /// Gives a range back that [`reserve`] added.
-pub fn release(range: PortRange) -> io::Result<()> {
+pub(crate) fn release(range: PortRange) -> io::Result<()> {
     let list = fs::read_to_string(path())?;
     let left = without_range(&list, range);
     if left == list.trim() {

@@ -14,7 +14,7 @@ const ARPHRD_ETHER: u16 = 1;
 
 /// `--xdp`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum XdpMode {
+pub(crate) enum XdpMode {
     /// Native where the driver and what is above the interface allow it; never veth or tap.
     Auto,
     /// Native on every external interface with an Ethernet header, veth and tap included.
@@ -27,7 +27,7 @@ pub enum XdpMode {
 
 /// What decides besides the links themselves.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// External by name.
     pub external: Globs,
     /// Pod interfaces by name.
@@ -38,7 +38,7 @@ pub struct Rules {
 
 /// An interface that we serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Interface {
+pub(crate) struct Interface {
     /// Its index.
     pub ifindex: u32,
     /// Its name.
@@ -60,7 +60,7 @@ pub struct Interface {
 }
 
 /// The interfaces that we serve, by index.
-pub fn interfaces(snapshot: &Snapshot, rules: &Rules) -> Vec<Interface> {
+pub(crate) fn interfaces(snapshot: &Snapshot, rules: &Rules) -> Vec<Interface> {
     let mut all: Vec<Interface> = snapshot
         .links
         .iter()

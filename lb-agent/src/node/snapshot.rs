@@ -15,7 +15,7 @@ const RTM_GETROUTE: u16 = 26;
 
 /// An interface as the kernel describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Link {
+pub(crate) struct Link {
     /// Its index.
     pub ifindex: u32,
     /// Its name.
@@ -42,7 +42,7 @@ pub struct Link {
 
 /// An address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Address {
+pub(crate) struct Address {
     /// Whose.
     pub ifindex: u32,
     /// The address.
@@ -61,7 +61,7 @@ impl Address {
     const TENTATIVE: u32 = 0x40;
 
     /// May be a source address for others.
-    pub const fn is_preferred(&self) -> bool {
+    pub(crate) const fn is_preferred(&self) -> bool {
         self.scope == 0
             && self.flags
                 & (Self::SECONDARY | Self::DAD_FAILED | Self::DEPRECATED | Self::TENTATIVE)
@@ -71,7 +71,7 @@ impl Address {
 
 /// The node's network at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     /// Every interface.
     pub links: Vec<Link>,
     /// Every address.
@@ -82,7 +82,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Asks the kernel.
-    pub fn read(socket: &mut Socket) -> io::Result<Snapshot> {
+    pub(crate) fn read(socket: &mut Socket) -> io::Result<Snapshot> {
         let links = socket.dump(RTM_GETLINK, &Request::new(&[0; 16]))?;
         let addresses = socket.dump(RTM_GETADDR, &Request::new(&[0; 8]))?;
         Ok(Snapshot {
@@ -96,7 +96,7 @@ impl Snapshot {
     }
 
     /// Every local address, none twice, sorted.
-    pub fn local_addresses(&self) -> Vec<IpAddr> {
+    pub(crate) fn local_addresses(&self) -> Vec<IpAddr> {
         let mut all: Vec<IpAddr> = self.addresses.iter().map(|address| address.addr).collect();
         all.sort();
         all.dedup();
@@ -104,7 +104,7 @@ impl Snapshot {
     }
 
     /// Preferred source address of an interface.
-    pub fn source(&self, ifindex: u32, v6: bool) -> Option<IpAddr> {
+    pub(crate) fn source(&self, ifindex: u32, v6: bool) -> Option<IpAddr> {
         let mut here = self
             .addresses
             .iter()
@@ -114,7 +114,7 @@ impl Snapshot {
     }
 
     /// Addresses of the default-route interfaces: IPv4's, then IPv6's.
-    pub fn default_addresses(&self) -> Vec<IpAddr> {
+    pub(crate) fn default_addresses(&self) -> Vec<IpAddr> {
         let of = |v6: bool| {
             self.default_links[usize::from(v6)].and_then(|ifindex| self.source(ifindex, v6))
         };
@@ -123,7 +123,7 @@ impl Snapshot {
 }
 
 /// Whether a multicast message says something that a snapshot shows; routes count when they are default routes.
-pub fn is_relevant(message: &Message) -> bool {
+pub(crate) fn is_relevant(message: &Message) -> bool {
     match message.kind {
         RTM_NEWROUTE | RTM_DELROUTE => message.body.get(1) == Some(&0),
         _ => true,

@@ -19,7 +19,7 @@ const MAPPED: u32 = 0xffff;
 
 /// Why sockets are not listed or ended.
 #[derive(Debug, thiserror::Error)]
-pub enum SockDiagError {
+pub(crate) enum SockDiagError {
     /// The kernel does not list or does not end sockets.
     #[error(
         "the kernel cannot {what} UDP sockets, so connected ones of host processes stay with a backend that is gone; use one with CONFIG_INET_UDP_DIAG and CONFIG_INET_DIAG_DESTROY"
@@ -57,7 +57,7 @@ impl SockDiagError {
 
 /// A connected UDP socket as the kernel lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Connected {
+pub(crate) struct Connected {
     /// `AF_INET` or `AF_INET6`.
     family: u8,
     /// `struct inet_diag_sockid`, to name the socket by.
@@ -84,7 +84,7 @@ impl Connected {
     }
 
     /// The entry that the hook has written if it gave this peer to the socket.
-    pub fn key(&self) -> SocketOriginKey {
+    pub(crate) fn key(&self) -> SocketOriginKey {
         let words = [20, 24, 28, 32].map(|at| self.word(at));
         let is_v4 = i32::from(self.family) == libc::AF_INET;
         let is_mapped = !is_v4 && words[..3] == [0, 0, MAPPED.to_be()];
@@ -121,18 +121,18 @@ fn request(family: u8, id: [u8; SOCKID]) -> Request {
 
 /// Lists and ends sockets.
 #[derive(Debug)]
-pub struct SockDiag(Socket);
+pub(crate) struct SockDiag(Socket);
 
 impl SockDiag {
     /// Opens a socket for it.
-    pub fn open() -> Result<SockDiag, SockDiagError> {
+    pub(crate) fn open() -> Result<SockDiag, SockDiagError> {
         Socket::sock_diag()
             .map(SockDiag)
             .map_err(|source| SockDiagError::of("list", source))
     }
 
     /// The connected sockets of both families.
-    pub fn connected_udp(&mut self) -> Result<Vec<Connected>, SockDiagError> {
+    pub(crate) fn connected_udp(&mut self) -> Result<Vec<Connected>, SockDiagError> {
         let mut all = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let family = u8::try_from(family).unwrap_or_default();
@@ -146,7 +146,7 @@ impl SockDiag {
     }
 
     /// Ends a socket; `false`: it was closed, or connected elsewhere, since it was listed.
-    pub fn end(&mut self, socket: &Connected) -> Result<bool, SockDiagError> {
+    pub(crate) fn end(&mut self, socket: &Connected) -> Result<bool, SockDiagError> {
         match self.0.request(SOCK_DESTROY, 0, &socket.request()) {
             Ok(()) => Ok(true),
             Err(error) if is_no_more(&error) => Ok(false),

@@ -30,7 +30,7 @@ const NAME_PREFIX: &str = "lb_";
 
 /// A direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
+pub(crate) enum Direction {
     /// Received packets.
     Ingress,
     /// Packets to send.
@@ -48,7 +48,7 @@ impl Direction {
 
 /// Why clsact cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum ClsactError {
+pub(crate) enum ClsactError {
     /// Somebody's `ingress` qdisc is there.
     #[error(
         "somebody else's ingress qdisc excludes clsact, and without egress replies could not be restored; remove it, or use a kernel with TCX (6.6)"
@@ -79,7 +79,7 @@ const fn filter_info(priority: u32) -> u32 {
 }
 
 /// Attaches a program, replacing ours if it is there. Makes the qdisc if there is none.
-pub fn attach(
+pub(crate) fn attach(
     socket: &mut Socket,
     ifindex: u32,
     direction: Direction,
@@ -136,7 +136,7 @@ fn qdisc_at_ingress(socket: &mut Socket, ifindex: u32) -> io::Result<Option<Stri
 }
 
 /// Id of the program of our filter, if it is there.
-pub fn attached(
+pub(crate) fn attached(
     socket: &mut Socket,
     ifindex: u32,
     direction: Direction,
@@ -169,7 +169,7 @@ pub fn attached(
 }
 
 /// Removes our filter; `false`: there was none.
-pub fn detach(socket: &mut Socket, ifindex: u32, direction: Direction) -> io::Result<bool> {
+pub(crate) fn detach(socket: &mut Socket, ifindex: u32, direction: Direction) -> io::Result<bool> {
     if attached(socket, ifindex, direction)?.is_none() {
         return Ok(false);
     }

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{
-    metrics::Lacking,
+    services::Lacking,
     state::{Conflict, InterfaceReport, ManifestProblem, ServiceName, State, Unserved, Warning},
 };
 use crate::{desired::state::PortKey, kube::manifests::ManifestProblems};
@@ -24,7 +24,7 @@ const PAGE: usize = 512;
 
 /// The board.
 #[derive(Debug, Default)]
-pub struct Board {
+pub(crate) struct Board {
     names: Mutex<BTreeMap<PortKey, u32>>,
     shown: Mutex<Shown>,
     problems: Mutex<Option<ManifestProblems>>,
@@ -48,20 +48,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Board {
     /// Something changed.
-    pub fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.has_changed.store(true, Ordering::Release);
         self.wake.notify_one();
     }
     /// Whether something changed since the last call.
-    pub fn take_changed(&self) -> bool {
+    pub(crate) fn take_changed(&self) -> bool {
         self.has_changed.swap(false, Ordering::AcqRel)
     }
     /// Waits until something changes.
-    pub async fn changed(&self) {
+    pub(crate) async fn changed(&self) {
         self.wake.notified().await;
     }
     /// Takes ids of service ports; `None`: it has none any more.
-    pub fn name(&self, ids: impl IntoIterator<Item = (PortKey, Option<u32>)>) {
+    pub(crate) fn name(&self, ids: impl IntoIterator<Item = (PortKey, Option<u32>)>) {
         let mut names = lock(&self.names);
         let mut changed = false;
         for (port, id) in ids {
@@ -76,12 +76,12 @@ impl Board {
         }
     }
     /// The service ports that are not served as wanted.
-    pub fn set_unserved(&self, unserved: &BTreeMap<PortKey, Lacking>) {
+    pub(crate) fn set_unserved(&self, unserved: &BTreeMap<PortKey, Lacking>) {
         lock(&self.shown).unserved.clone_from(unserved);
         self.touch();
     }
     /// Frontends with several claims, and what else a person should know.
-    pub fn set_warnings(&self, conflicts: Vec<Conflict>, warnings: Vec<Warning>) {
+    pub(crate) fn set_warnings(&self, conflicts: Vec<Conflict>, warnings: Vec<Warning>) {
         let mut shown = lock(&self.shown);
         if shown.conflicts != conflicts || shown.warnings != warnings {
             (shown.conflicts, shown.warnings) = (conflicts, warnings);
@@ -90,23 +90,23 @@ impl Board {
         }
     }
     /// The interfaces as they are served.
-    pub fn set_interfaces(&self, interfaces: Vec<InterfaceReport>) {
+    pub(crate) fn set_interfaces(&self, interfaces: Vec<InterfaceReport>) {
         lock(&self.shown).interfaces = interfaces;
         self.touch();
     }
     /// Socket hooks that are not attached.
-    pub fn set_socket_problems(&self, problems: Vec<String>) {
+    pub(crate) fn set_socket_problems(&self, problems: Vec<String>) {
         lock(&self.shown).sockets = problems;
         self.touch();
     }
     /// Where the present problems of manifests are.
-    pub fn set_manifest_problems(&self, problems: ManifestProblems) {
+    pub(crate) fn set_manifest_problems(&self, problems: ManifestProblems) {
         *lock(&self.problems) = Some(problems);
         self.touch();
     }
 
     /// Every named service port with its id, sorted.
-    pub fn names(&self) -> Vec<(PortKey, u32)> {
+    pub(crate) fn names(&self) -> Vec<(PortKey, u32)> {
         let mut all: Vec<(PortKey, u32)> = Vec::new();
         loop {
             let names = lock(&self.names);
@@ -126,15 +126,15 @@ impl Board {
         }
     }
     /// The service ports that are not served as wanted.
-    pub fn unserved(&self) -> BTreeMap<PortKey, Lacking> {
+    pub(crate) fn unserved(&self) -> BTreeMap<PortKey, Lacking> {
         lock(&self.shown).unserved.clone()
     }
     /// The interfaces as they are served.
-    pub fn interfaces(&self) -> Vec<InterfaceReport> {
+    pub(crate) fn interfaces(&self) -> Vec<InterfaceReport> {
         lock(&self.shown).interfaces.clone()
     }
     /// Broken manifest files.
-    pub fn manifest_problems(&self) -> Vec<ManifestProblem> {
+    pub(crate) fn manifest_problems(&self) -> Vec<ManifestProblem> {
         let list = lock(&self.problems)
             .as_ref()
             .map(ManifestProblems::list)
@@ -148,7 +148,7 @@ impl Board {
     }
 
     /// Fills in a state.
-    pub fn fill(&self, state: &mut State) {
+    pub(crate) fn fill(&self, state: &mut State) {
         let name = |(port, id): (PortKey, u32)| ServiceName {
             id,
             namespace: port.name.namespace.to_string(),

@@ -25,7 +25,7 @@ const PER_SECOND: u32 = 1_000;
 
 /// Why events cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum EventsError {
+pub(crate) enum EventsError {
     /// The map cannot be used.
     #[error("cannot read the ring buffer `events`")]
     Map(#[from] aya::maps::MapError),
@@ -35,7 +35,7 @@ pub enum EventsError {
 }
 
 /// Logs the events of a pin directory from now on, on a thread of its own that ends with the process.
-pub fn follow(dir: &Path) -> Result<(), EventsError> {
+pub(crate) fn follow(dir: &Path) -> Result<(), EventsError> {
     let data = MapData::from_pin(dir.join(maps::EVENTS))?;
     let mut ring = RingBuf::try_from(Map::RingBuf(data))?;
     thread::Builder::new()

@@ -7,11 +7,11 @@ use tracing_subscriber::{EnvFilter, util::TryInitError};
 use crate::config::LogFormat;
 
 /// Target of the dataplane's events in the log: `RUST_LOG=info,lb_agent::events=debug` shows them.
-pub const EVENTS: &str = "lb_agent::events";
+pub(crate) const EVENTS: &str = "lb_agent::events";
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
-pub enum LogError {
+pub(crate) enum LogError {
     /// `RUST_LOG` cannot be read.
     #[error(
         "RUST_LOG is no filter; write a level such as `debug`, or `info,lb_agent::events=debug`"
@@ -23,7 +23,7 @@ pub enum LogError {
 }
 
 /// Starts the log. Once a process.
-pub fn init(format: LogFormat) -> Result<(), LogError> {
+pub(crate) fn init(format: LogFormat) -> Result<(), LogError> {
     let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(text).map_err(LogError::Filter)?,
         // The client logs every request that fails, beside the watcher that says what follows from it.
@@ -44,6 +44,6 @@ pub fn init(format: LogFormat) -> Result<(), LogError> {
 }
 
 /// Whether the log wants the dataplane's events. Only then programs write them.
-pub fn wants_events() -> bool {
+pub(crate) fn wants_events() -> bool {
     tracing::enabled!(target: EVENTS, tracing::Level::DEBUG)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::exposition::Text;
 
 /// Where the pages are.
-pub const PATHS: [&str; 7] = [
+pub(crate) const PATHS: [&str; 7] = [
     "/configz",
     "/flagz",
     "/healthz",
@@ -24,7 +24,7 @@ const FOR_PEOPLE: &str = "For people who debug: the form may change at any time.
 
 /// What does not change while the agent runs.
 #[derive(Debug)]
-pub struct Pages {
+pub(crate) struct Pages {
     /// A KubeProxyConfiguration.
     pub config: Value,
     /// Flags with their values.
@@ -35,12 +35,12 @@ pub struct Pages {
 
 impl Pages {
     /// The configuration by its API group, as every component of Kubernetes shows it.
-    pub fn configz(&self) -> String {
+    pub(crate) fn configz(&self) -> String {
         json!({ "kubeproxy.config.k8s.io": self.config }).to_string()
     }
 
     /// Every flag, one a line.
-    pub fn flagz(&self) -> String {
+    pub(crate) fn flagz(&self) -> String {
         let flags = self.flags.iter();
         let lines: String = flags
             .map(|(name, value)| format!("{name}={value}\n"))
@@ -49,7 +49,7 @@ impl Pages {
     }
 
     /// Version, age and pages.
-    pub fn statusz(&self, now: SystemTime) -> String {
+    pub(crate) fn statusz(&self, now: SystemTime) -> String {
         let up = now.duration_since(self.started).unwrap_or(Duration::ZERO);
         let up = up.as_secs();
         format!(
@@ -66,16 +66,16 @@ impl Pages {
 
 /// Answers of the metrics port's `/healthz`, its only health check.
 #[derive(Debug, Default)]
-pub struct Pings(AtomicU64);
+pub(crate) struct Pings(AtomicU64);
 
 impl Pings {
     /// One more.
-    pub fn count(&self) {
+    pub(crate) fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// `/metrics/slis`.
-    pub fn slis(&self) -> String {
+    pub(crate) fn slis(&self) -> String {
         let mut out = Text::default();
         let check = ("name", "ping");
         let name = "kubernetes_healthcheck";

@@ -22,7 +22,7 @@ const RUN_DIR_VARIABLE: &str = "LB_RUN_DIR";
 /// Everything in the file. Fields that another build does not write are empty.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 #[serde(default)]
-pub struct State {
+pub(crate) struct State {
     /// Version of the agent.
     pub version: String,
     /// Name of its node.
@@ -55,7 +55,7 @@ pub struct State {
 
 /// Name of a service port in one family.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub struct ServiceName {
+pub(crate) struct ServiceName {
     /// Id in the maps.
     pub id: u32,
     /// Namespace.
@@ -72,7 +72,7 @@ pub struct ServiceName {
 
 impl ServiceName {
     /// `namespace/name:port`.
-    pub fn full(&self) -> String {
+    pub(crate) fn full(&self) -> String {
         let colon = if self.port.is_empty() { "" } else { ":" };
         format!("{}/{}{colon}{}", self.namespace, self.name, self.port)
     }
@@ -80,7 +80,7 @@ impl ServiceName {
 
 /// A service port that the maps do not hold as wanted.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
-pub struct Unserved {
+pub(crate) struct Unserved {
     /// `namespace/name:port/protocol`.
     pub service: String,
     /// `IPv4` or `IPv6`.
@@ -93,7 +93,7 @@ pub struct Unserved {
 
 /// A file that cannot be used.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
-pub struct ManifestProblem {
+pub(crate) struct ManifestProblem {
     /// Its name.
     pub file: String,
     /// What is wrong, and where.
@@ -102,7 +102,7 @@ pub struct ManifestProblem {
 
 /// A frontend with several claims.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
-pub struct Conflict {
+pub(crate) struct Conflict {
     /// Address and port.
     pub frontend: String,
     /// Its protocol.
@@ -115,7 +115,7 @@ pub struct Conflict {
 
 /// What a person should know about a Service.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
-pub struct Warning {
+pub(crate) struct Warning {
     /// `namespace/name`.
     pub service: String,
     /// What.
@@ -124,7 +124,7 @@ pub struct Warning {
 
 /// How an interface is served.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
-pub struct InterfaceReport {
+pub(crate) struct InterfaceReport {
     /// Its index.
     pub ifindex: u32,
     /// Its name.
@@ -143,7 +143,7 @@ pub struct InterfaceReport {
 
 impl InterfaceReport {
     /// `tc+xdp`, `tc` or `failed`.
-    pub fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> &'static str {
         match (&self.tc, &self.xdp) {
             (Some(_), Some(_)) => "tc+xdp",
             (Some(_), None) => "tc",
@@ -155,7 +155,7 @@ impl InterfaceReport {
 /// Whether an agent runs.
 #[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
-pub enum Running {
+pub(crate) enum Running {
     /// It holds its lock.
     Running,
     /// It left its lock, or none.
@@ -164,7 +164,7 @@ pub enum Running {
 
 /// Why the state file cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub(crate) enum StateError {
     /// A file.
     #[error("cannot {what} {}", path.display())]
     Io {
@@ -189,13 +189,13 @@ pub enum StateError {
 
 /// Where the state of an agent is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct StateFile {
+pub(crate) struct StateFile {
     path: PathBuf,
 }
 
 impl StateFile {
     /// Of the agent that uses this mount of the bpf filesystem.
-    pub fn of(bpffs: &Path) -> StateFile {
+    pub(crate) fn of(bpffs: &Path) -> StateFile {
         let dir = std::env::var_os(RUN_DIR_VARIABLE)
             .map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
         StateFile::within(&dir, bpffs)
@@ -210,17 +210,12 @@ impl StateFile {
         }
     }
 
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     fn lock_path(&self) -> PathBuf {
         self.path.with_extension("lock")
     }
 
     /// Replaces it.
-    pub fn write(&self, state: &State) -> Result<(), StateError> {
+    pub(crate) fn write(&self, state: &State) -> Result<(), StateError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { what, path, source }
@@ -235,7 +230,7 @@ impl StateFile {
     }
 
     /// Reads it; `None`: there is none.
-    pub fn read(&self) -> Result<Option<State>, StateError> {
+    pub(crate) fn read(&self) -> Result<Option<State>, StateError> {
         let path = self.path.clone();
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text)
@@ -251,7 +246,7 @@ impl StateFile {
     }
 
     /// Locks it for as long as the file lives that comes back; `None`: another agent has it.
-    pub fn lock(&self) -> Result<Option<File>, StateError> {
+    pub(crate) fn lock(&self) -> Result<Option<File>, StateError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StateError::Io { what, path, source }
@@ -274,7 +269,7 @@ impl StateFile {
     }
 
     /// Whether an agent runs.
-    pub fn running(&self) -> Running {
+    pub(crate) fn running(&self) -> Running {
         match File::open(self.lock_path()).map(|file| file.try_lock_shared()) {
             Ok(Err(TryLockError::WouldBlock)) => Running::Running,
             _ => Running::Stopped,
@@ -282,7 +277,7 @@ impl StateFile {
     }
 
     /// Removes it with its lock; says whether there was one.
-    pub fn remove(&self) -> Result<bool, StateError> {
+    pub(crate) fn remove(&self) -> Result<bool, StateError> {
         let mut removed = false;
         for path in [self.path.clone(), self.lock_path()] {
             match fs::remove_file(&path) {
@@ -310,11 +305,11 @@ fn hash(bytes: &[u8]) -> u64 {
 
 /// Names of service ports by id.
 #[derive(Clone, Debug, Default)]
-pub struct Names(HashMap<u32, ServiceName>);
+pub(crate) struct Names(HashMap<u32, ServiceName>);
 
 impl Names {
     /// From a state; empty without one.
-    pub fn new(state: Option<&State>) -> Names {
+    pub(crate) fn new(state: Option<&State>) -> Names {
         let services = state
             .map(|state| state.services.as_slice())
             .unwrap_or_default();
@@ -326,18 +321,14 @@ impl Names {
         )
     }
     /// The name of a service port.
-    pub fn name(&self, id: u32) -> Option<&ServiceName> {
+    pub(crate) fn name(&self, id: u32) -> Option<&ServiceName> {
         self.0.get(&id)
     }
     /// `namespace/name:port`, or the id where the name is not known.
-    pub fn full(&self, id: u32) -> String {
+    pub(crate) fn full(&self, id: u32) -> String {
         self.0
             .get(&id)
             .map_or_else(|| format!("id {id}"), ServiceName::full)
-    }
-    /// Whether no name is known.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -390,9 +381,9 @@ mod tests {
             (names.full(3).as_str(), names.full(4).as_str()),
             ("shop/web:http", "id 4")
         );
-        fs::write(file.path(), r#"{"node": "b", "of_tomorrow": 1}"#).unwrap();
+        fs::write(&file.path, r#"{"node": "b", "of_tomorrow": 1}"#).unwrap();
         assert_eq!(file.read().unwrap().unwrap().node, "b");
-        fs::write(file.path(), "{").unwrap();
+        fs::write(&file.path, "{").unwrap();
         assert!(file.read().unwrap_err().to_string().contains(".json"));
         assert!(file.remove().unwrap());
         assert!(!file.remove().unwrap());

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_agent::{
     bpf::maps::{Access, FlowMapKey, TypedMap, pin_dir},
-    kube::ManifestSource,
+    kube::manifests::ManifestSource,
 };
 use lb_common::{
     V4, V6,
@@ -24,8 +24,9 @@ use lb_common::{
 
 use super::{Effort, Report, Row, median, progress, quantile, sys};
 use crate::{
-    agent::{Agent, AgentOptions, TempDir},
+    agent::{Agent, AgentOptions},
     manifest::ManifestDir,
+    tempdir::TempDir,
     topology::{World, WorldOptions},
 };
 

@@ -32,7 +32,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Effort, Report, Row, median, progress, sys};
 use crate::{
-    agent::{Cgroup, cgroup2_mount},
+    cgroup::{Cgroup, cgroup2_mount},
     echo::Proto,
     netns::NetNs,
     prog_run::Programs,

@@ -127,15 +127,7 @@ fn error_about_a_remote_backend_is_translated_at_two_hooks<F: Net, D: DataplaneO
 fn error_of_the_stack_between_two_hooks_names_the_frontend<F: Net, D: DataplaneOf<F>>(
     node: &mut CaseNode<'_, F, D>,
 ) {
-    let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
-    let to = at(node.h.remote, 8080);
-    node.service_with(
-        front,
-        TCP,
-        FrontendKind::NodePort,
-        &[remote(node.h.remote, 8080)],
-        |_| {},
-    );
+    let (client, front, to) = node.client_to_node_port(TCP, remote(node.h.remote, 8080));
     let between = node.middle(&first(TCP, client, front));
     for len in quotes::<F>() {
         let error = node.error(node.h.node, node.h.client, &packet(TCP, between, to), len);
@@ -172,12 +164,7 @@ fn error_about_a_hairpin_goes_back_to_the_pod<F: Net, D: DataplaneOf<F>>(
 }
 
 fn error_about_others_is_untouched<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.sent(At::Pod, &first(TCP, pod, vip));
     for hook in [At::Xdp, At::External, At::Pod, At::Out] {
         for quoted in [
@@ -205,15 +192,7 @@ fn error_about_others_is_untouched<F: Net, D: DataplaneOf<F>>(node: &mut CaseNod
 fn redirect_about_a_translated_packet_is_dropped<F: Net, D: DataplaneOf<F>>(
     node: &mut CaseNode<'_, F, D>,
 ) {
-    let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
-    let to = at(node.h.remote, 8080);
-    node.service_with(
-        front,
-        TCP,
-        FrontendKind::NodePort,
-        &[remote(node.h.remote, 8080)],
-        |_| {},
-    );
+    let (client, front, to) = node.client_to_node_port(TCP, remote(node.h.remote, 8080));
     let between = node.middle(&first(TCP, client, front));
     let redirect = |quoted: &PacketBuilder, lladdr: bool| {
         let quoted = quoted.build_ip();

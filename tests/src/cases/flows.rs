@@ -27,12 +27,7 @@ cases! {
 
 /// docs/decisions.md, "Openings apart from flows".
 fn flow_after_reply_and_ack_is_confirmed<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.sent(At::Pod, &first(TCP, pod, vip));
     // Without a reply an ACK confirms nothing: a scan must not fill the table.
     node.sent(At::Pod, &packet(TCP, pod, vip));
@@ -159,12 +154,7 @@ fn tcp_flow_without_its_backend_stays<F: Net, D: DataplaneOf<F>>(node: &mut Case
 fn segments_outside_the_window_or_late_are_translated<F: Net, D: DataplaneOf<F>>(
     node: &mut CaseNode<'_, F, D>,
 ) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.sent(At::Pod, &first(TCP, pod, vip));
     node.sent(At::Out, &packet(TCP, to, pod).flags(SYN | ACK));
     node.sent(At::Pod, &packet(TCP, pod, vip));

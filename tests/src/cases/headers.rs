@@ -3,7 +3,7 @@
 use lb_common::abi::{Counter, DropReason};
 
 use super::refusals::{is_reset, unreachable};
-use super::{At, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, at, first, packet, remote};
+use super::{At, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, at, first, packet};
 use crate::packet::{Checksum, DESTINATION, PacketBuilder, RST, TCP, UDP};
 
 cases! {
@@ -14,12 +14,7 @@ cases! {
 
 /// Semantics 8.15.
 fn later_fragments_follow_the_first<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, UDP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(UDP);
     node.cluster_ip_exists(vip);
     let big = |from, to| packet(UDP, from, to).payload(&[0x5a; 3000]);
     let input = big(pod, vip).build_fragments(77, 1400);
@@ -66,12 +61,7 @@ fn options_and_extension_headers_are_kept<F: Net, D: DataplaneOf<F>>(
         }
     };
     for proto in PROTOCOLS {
-        let (pod, vip, to) = (
-            at(node.h.pod, 40_000),
-            at(node.h.vip, 80),
-            at(node.h.remote, 8080),
-        );
-        node.service(vip, proto, &[remote(node.h.remote, 8080)]);
+        let (pod, vip, to) = node.pod_to_cluster_ip(proto);
         node.translated(
             At::Pod,
             &odd(first(proto, pod, vip)),
@@ -105,12 +95,7 @@ fn options_and_extension_headers_are_kept<F: Net, D: DataplaneOf<F>>(
 
 /// UDP over IPv4 may have no checksum, and keeps having none.
 fn udp_without_checksum_stays_without<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, UDP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(UDP);
     let bare = |from, to| packet(UDP, from, to).checksum(Checksum::Zero);
     node.translated(At::Pod, &bare(pod, vip), &bare(pod, to));
     node.translated(At::Out, &bare(to, pod), &bare(vip, pod));

@@ -157,6 +157,25 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
         self.service_with(addr, proto, FrontendKind::ClusterIp, backends, |_| {})
     }
 
+    /// Puts a ClusterIP whose one backend is on another node; gives a pod that dials it, the ClusterIP and the backend.
+    pub fn pod_to_cluster_ip(&mut self, proto: u8) -> (SocketAddr, SocketAddr, SocketAddr) {
+        let backend = remote(self.h.remote, 8080);
+        let vip = at(self.h.vip, 80);
+        self.service(vip, proto, &[backend]);
+        (at(self.h.pod, 40_000), vip, backend.addr)
+    }
+
+    /// Puts a NodePort with one backend; gives a client that dials it, the NodePort and the backend.
+    pub fn client_to_node_port(
+        &mut self,
+        proto: u8,
+        backend: BackendAt,
+    ) -> (SocketAddr, SocketAddr, SocketAddr) {
+        let front = at(self.h.node, 30_080);
+        self.service_with(front, proto, FrontendKind::NodePort, &[backend], |_| {});
+        (at(self.h.client, 40_000), front, backend.addr)
+    }
+
     /// Makes the address of a frontend a ClusterIP that exists: the agent's address-only entry.
     pub fn cluster_ip_exists(&mut self, addr: SocketAddr) {
         let mut any = Service::default();

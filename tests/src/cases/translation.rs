@@ -50,15 +50,7 @@ fn outside_to_local_backend_keeps_the_client<F: Net, D: DataplaneOf<F>>(
     node: &mut CaseNode<'_, F, D>,
 ) {
     for proto in PROTOCOLS {
-        let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
-        let to = at(node.h.pod, 8080);
-        node.service_with(
-            front,
-            proto,
-            FrontendKind::NodePort,
-            &[local(node.h.pod, 8080)],
-            |_| {},
-        );
+        let (client, front, to) = node.client_to_node_port(proto, local(node.h.pod, 8080));
         // XDP leaves it to tc.
         node.untouched(At::Xdp, &first(proto, client, front));
         node.translated(
@@ -88,15 +80,7 @@ fn outside_to_remote_backend_is_translated_at_two_hooks<F: Net, D: DataplaneOf<F
     node: &mut CaseNode<'_, F, D>,
 ) {
     for proto in PROTOCOLS {
-        let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
-        let to = at(node.h.remote, 8080);
-        node.service_with(
-            front,
-            proto,
-            FrontendKind::NodePort,
-            &[remote(node.h.remote, 8080)],
-            |_| {},
-        );
+        let (client, front, to) = node.client_to_node_port(proto, remote(node.h.remote, 8080));
         let between = node.middle(&first(proto, client, front));
         let snat = at(node.h.node, between.port());
         assert_eq!(between.ip(), client.ip());
@@ -182,12 +166,7 @@ fn two_cluster_ips_of_one_backend_get_two_ports<F: Net, D: DataplaneOf<F>>(
 fn direct_connection_from_a_taken_port_gets_another<F: Net, D: DataplaneOf<F>>(
     node: &mut CaseNode<'_, F, D>,
 ) {
-    let (pod, vip, to) = (
-        at(node.h.pod, 40_000),
-        at(node.h.vip, 80),
-        at(node.h.remote, 8080),
-    );
-    node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.untouched(At::Pod, &first(TCP, pod, to));
     node.sent(At::Pod, &first(TCP, pod, vip));
     let moved = node.sent(At::Pod, &first(TCP, pod, to)).source;

@@ -15,7 +15,7 @@ use crate::{
 
 /// Writes the functions and says how to use them.
 pub fn commands(screen: &mut Screen, stage: &Stage) -> Result<()> {
-    let home = crate::agent::TempDir::new("demo")?;
+    let home = crate::tempdir::TempDir::new("demo")?;
     let file = home.path().join("functions");
     fs::write(&file, functions(stage)?)
         .with_context(|| format!("cannot write {}", file.display()))?;

@@ -75,7 +75,7 @@ impl<F: StoreFamily> FamilyState<F> {
         if all && self.pending.is_empty() {
             let left = self.left.take();
             self.left = left.and_then(|left| left.sweep(shared, &mut self.backends));
-            shared.clear_unused_ports();
+            shared.repair_ports();
         }
     }
 

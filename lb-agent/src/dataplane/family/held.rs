@@ -94,8 +94,8 @@ impl<F: StoreFamily> HeldPort<F> {
         } = prepared;
         let replaced = self.replaced.get_or_insert_default();
         replaced.ids.extend(gone);
-        for old in self.tables.lists() {
-            if !tables.lists().any(|new| new == old) && !replaced.tables.contains(&old) {
+        for old in self.tables.with_rows() {
+            if !tables.with_rows().any(|new| new == old) && !replaced.tables.contains(&old) {
                 replaced.tables.push(old);
             }
         }

@@ -80,7 +80,7 @@ impl<F: StoreFamily> Left<F> {
             cluster: self.claim_table(shared, shown.cluster, &was, &ids, false),
             local: self.claim_table(shared, shown.local, &was, &ids, true),
         };
-        for table in tables.lists() {
+        for table in tables.with_rows() {
             self.tables.remove(&table);
         }
         let ranges = self.ranges.remove(&service_id).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! The service ports of one family → its maps. [`prepare`] makes what no program looks at yet, [`publish`]
-//! shows it by one update a frontend, [`finish`] takes away what is shown no more; the order between them is
-//! that of [`super::apply`]. A service port of which a step fails keeps what it had and stays pending.
+//! The service ports of one family → its maps. `prepare` makes what no program looks at yet, `publish` shows it by one
+//! update a frontend, `finish` takes away what is shown no more; the order of all writes stands in `apply`. A service
+//! port of which a step fails keeps what it had and stays pending.
 
 mod audit;
 mod backends;
@@ -63,8 +63,8 @@ impl<F: StoreFamily> FamilyState<F> {
         }
     }
 
-    /// Notes what a service port is to become; `None`: nothing.
-    pub(crate) fn note(&mut self, key: &PortKey, want: Option<Arc<ServicePort>>) {
+    /// Tells what a service port is to become; `None`: it is to be removed.
+    pub(crate) fn want(&mut self, key: &PortKey, want: Option<Arc<ServicePort>>) {
         self.pending.insert(key.clone(), want);
     }
 

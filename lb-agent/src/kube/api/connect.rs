@@ -17,16 +17,16 @@ const WRITE: Duration = Duration::from_secs(10);
 
 /// How to reach the API server.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Access {
+pub(crate) struct ApiAccess {
     /// `--kubeconfig`; `None`: the Pod's service account.
     pub kubeconfig: Option<PathBuf>,
     /// `--apiserver`: takes the place of the address that the kubeconfig or the Pod names.
     pub server: Option<String>,
 }
 
-impl Access {
+impl ApiAccess {
     /// Whether an agent could start with it: reads all that a start reads. Asks nothing of the server. Needs a runtime.
-    pub async fn check(&self) -> Result<(), AccessError> {
+    pub(crate) async fn check(&self) -> Result<(), AccessError> {
         connect(self).await.map(drop)
     }
 
@@ -41,7 +41,7 @@ impl Access {
 
 /// Why it is not clear how to reach the API server.
 #[derive(Debug, thiserror::Error)]
-pub enum AccessError {
+pub(crate) enum AccessError {
     /// The kubeconfig cannot be used.
     #[error("kubeconfig {}", path.display())]
     Kubeconfig {
@@ -89,7 +89,7 @@ pub(super) struct Connection {
 }
 
 /// Reads the access; asks nothing of the server. Needs a runtime.
-pub(super) async fn connect(access: &Access) -> Result<Connection, AccessError> {
+pub(super) async fn connect(access: &ApiAccess) -> Result<Connection, AccessError> {
     let mut config = config(access).await?;
     let is_cluster_ip = access.kubeconfig.is_none() && access.given().is_none();
     config.connect_timeout = Some(CONNECT);
@@ -115,7 +115,7 @@ pub(super) async fn connect(access: &Access) -> Result<Connection, AccessError> 
     })
 }
 
-async fn config(access: &Access) -> Result<Config, AccessError> {
+async fn config(access: &ApiAccess) -> Result<Config, AccessError> {
     let server = access.given().map(uri).transpose()?;
     if let Some(path) = &access.kubeconfig {
         return kubeconfig(path, server).await;
@@ -184,11 +184,11 @@ mod tests {
             "users": [{"name": "u", "user": {"token": "t"}}],
             "clusters": [{"name": "k", "cluster": {"server": "https://10.96.0.1:443"}}]}"#;
         std::fs::write(&path, text).unwrap();
-        let mut access = Access {
+        let mut access = ApiAccess {
             kubeconfig: Some(path),
             server: None,
         };
-        let address = |access: &Access| block_on(connect(access)).unwrap().address;
+        let address = |access: &ApiAccess| block_on(connect(access)).unwrap().address;
         assert_eq!(address(&access), "https://10.96.0.1:443/");
         access.server = Some(" ".into());
         assert_eq!(address(&access), "https://10.96.0.1:443/");
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        let access = |kubeconfig: Option<&str>, server: Option<&str>| Access {
+        let access = |kubeconfig: Option<&str>, server: Option<&str>| ApiAccess {
             kubeconfig: kubeconfig.map(PathBuf::from),
             server: server.map(str::to_owned),
         };

@@ -29,7 +29,7 @@ const TEXT_BYTES: usize = 1000;
 
 /// The object that an Event is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Subject {
+pub(crate) enum Subject {
     /// A Service.
     Service(Key),
     /// This agent's Node.
@@ -38,7 +38,7 @@ pub enum Subject {
 
 /// An Event.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Note {
+pub(crate) struct Note {
     /// What it is about.
     pub subject: Subject,
     /// Something is wrong.
@@ -53,7 +53,7 @@ pub struct Note {
 
 /// Takes Events. The default one, for an agent without an API server, forgets them.
 #[derive(Clone, Debug, Default)]
-pub struct EventWriter(Option<(mpsc::Sender<Note>, Arc<ApiMetrics>)>);
+pub(crate) struct EventWriter(Option<(mpsc::Sender<Note>, Arc<ApiMetrics>)>);
 
 impl EventWriter {
     /// A writer and the queue that it fills.
@@ -63,12 +63,12 @@ impl EventWriter {
     }
 
     /// Whether anybody would see an Event.
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         self.0.is_some()
     }
 
     /// Writes an Event at some time, if there are not too many. Never waits.
-    pub fn write(&self, note: Note) {
+    pub(crate) fn write(&self, note: Note) {
         if let Some((sender, metrics)) = &self.0
             && sender.try_send(note).is_err()
         {
@@ -77,7 +77,13 @@ impl EventWriter {
     }
 
     /// Warns at a Service.
-    pub fn warn(&self, service: &Key, reason: &'static str, action: &'static str, text: String) {
+    pub(crate) fn warn(
+        &self,
+        service: &Key,
+        reason: &'static str,
+        action: &'static str,
+        text: String,
+    ) {
         self.write(Note {
             subject: Subject::Service(service.clone()),
             is_warning: true,

@@ -23,7 +23,7 @@ struct Inner {
 
 /// What became of an Event that the agent wanted to write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EventFate {
+pub(crate) enum EventFate {
     /// It is in the API.
     Written,
     /// The API server did not take it.
@@ -34,51 +34,51 @@ pub enum EventFate {
 
 /// Requests to the API server.
 #[derive(Debug, Default)]
-pub struct ApiMetrics(Mutex<Inner>);
+pub(crate) struct ApiMetrics(Mutex<Inner>);
 
 impl ApiMetrics {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
     /// There is an API server, and this is its address. Silence counts from here.
-    pub fn connect(&self, host: &str) {
+    pub(crate) fn connect(&self, host: &str) {
         let mut inner = self.inner();
         inner.host = Some(host.to_owned());
         inner.heard = Some(Instant::now());
     }
     /// A request was answered, or not.
-    pub fn answered(&self, method: &'static str, code: Option<u16>) {
+    pub(crate) fn answered(&self, method: &'static str, code: Option<u16>) {
         let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
         *self.inner().requests.entry((method, code)).or_default() += 1;
     }
     /// Something came from the API server.
-    pub fn heard(&self) {
+    pub(crate) fn heard(&self) {
         self.inner().heard = Some(Instant::now());
     }
     /// A complete list arrived.
-    pub fn relisted(&self, list: List) {
+    pub(crate) fn relisted(&self, list: List) {
         self.inner().relists[list as usize] += 1;
     }
     /// A list or watch failed.
-    pub fn failed(&self, list: List) {
+    pub(crate) fn failed(&self, list: List) {
         self.inner().errors[list as usize] += 1;
     }
     /// An object could not be used.
-    pub fn malformed(&self, list: List) {
+    pub(crate) fn malformed(&self, list: List) {
         self.inner().malformed[list as usize] += 1;
     }
     /// An Event was dealt with.
-    pub fn event(&self, fate: EventFate) {
+    pub(crate) fn event(&self, fate: EventFate) {
         self.inner().events[fate as usize] += 1;
     }
 
     /// Events that are dealt with, whatever became of them.
-    pub fn events_done(&self) -> u64 {
+    pub(crate) fn events_done(&self) -> u64 {
         self.inner().events.iter().sum()
     }
 
     /// Appends the rows; none where there is no API server.
-    pub fn render(&self, out: &mut Text) {
+    pub(crate) fn render(&self, out: &mut Text) {
         let inner = self.inner();
         let Some(host) = inner.host.as_deref() else {
             return;

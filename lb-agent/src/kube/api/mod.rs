@@ -4,9 +4,9 @@
 
 mod connect;
 mod decode;
-pub mod events;
+pub(crate) mod events;
 mod mailbox;
-pub mod metrics;
+pub(crate) mod metrics;
 mod watch;
 
 use std::{io, sync::Arc, thread, time::Duration};
@@ -20,7 +20,7 @@ use tokio::{
 use self::metrics::ApiMetrics;
 use super::{batch::Batch, manifests::ManifestProblems, objects::ObjectEvent, store::List};
 
-pub use connect::{Access, AccessError};
+pub(crate) use connect::{AccessError, ApiAccess};
 use events::EventWriter;
 use mailbox::{First, Mailbox};
 use watch::{Common, Pace, Problems, Watcher};
@@ -30,7 +30,7 @@ const ADDRESSES: Duration = Duration::from_secs(30);
 
 /// Why the API server cannot be watched.
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
+pub(crate) enum ApiError {
     /// It is not clear how to reach it.
     #[error("cannot tell how to reach the API server")]
     Access(#[from] AccessError),
@@ -41,7 +41,7 @@ pub enum ApiError {
 
 /// The API server, watched.
 #[derive(Debug)]
-pub struct ApiSource {
+pub(crate) struct ApiSource {
     mailbox: Arc<Mailbox>,
     problems: ManifestProblems,
     events: EventWriter,
@@ -55,8 +55,8 @@ pub struct ApiSource {
 impl ApiSource {
     /// Starts to watch. Fails only where the access makes no sense: a server that does not answer is
     /// asked again for as long as it takes.
-    pub fn start(
-        access: &Access,
+    pub(crate) fn start(
+        access: &ApiAccess,
         node_name: &str,
         metrics: Arc<ApiMetrics>,
     ) -> Result<ApiSource, ApiError> {
@@ -64,7 +64,7 @@ impl ApiSource {
     }
 
     fn start_with(
-        access: &Access,
+        access: &ApiAccess,
         node_name: &str,
         metrics: Arc<ApiMetrics>,
         pace: Pace,
@@ -135,17 +135,17 @@ impl ApiSource {
     }
 
     /// Objects that cannot be used.
-    pub fn problems(&self) -> ManifestProblems {
+    pub(crate) fn problems(&self) -> ManifestProblems {
         self.problems.clone()
     }
 
     /// Writes Events on objects.
-    pub fn events(&self) -> EventWriter {
+    pub(crate) fn events(&self) -> EventWriter {
         self.events.clone()
     }
 
     /// The first complete state; `None`: it will not come.
-    pub async fn initial(&mut self) -> Option<Vec<ObjectEvent>> {
+    pub(crate) async fn initial(&mut self) -> Option<Vec<ObjectEvent>> {
         loop {
             let filled = self.mailbox.filled.notified();
             match self.mailbox.first() {
@@ -171,7 +171,7 @@ impl ApiSource {
     }
 
     /// What changed; `None`: nothing more will come.
-    pub async fn next(&mut self) -> Option<Batch> {
+    pub(crate) async fn next(&mut self) -> Option<Batch> {
         loop {
             let filled = self.mailbox.filled.notified();
             if let Some(batch) = self.mailbox.take() {

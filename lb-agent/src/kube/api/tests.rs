@@ -129,7 +129,7 @@ impl World {
     }
 
     fn of(api: FakeApi, pace: Pace) -> World {
-        let access = Access {
+        let access = ApiAccess {
             kubeconfig: None,
             server: Some(format!("http://{}", api.address)),
         };
@@ -536,7 +536,7 @@ fn a_server_that_comes_later_is_found() {
     let vacant = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = vacant.local_addr().unwrap();
     drop(vacant);
-    let access = Access {
+    let access = ApiAccess {
         kubeconfig: None,
         server: Some(format!("http://{address}")),
     };
