@@ -220,7 +220,10 @@ containers() { packages dockerd=docker.io debootstrap=debootstrap; }
 
 # ---- what was asked for ----
 
-eval "$(rustc -vV | sed -n 's/^release: \(.*\)/release=\1/p; s/^commit-hash: \(.\{9\}\).*/commit=\1/p; s/^LLVM version: \([0-9]*\).*/llvm_major=\1/p')"
+eval "$(rustc -vV | sed -n \
+	-e 's/^release: \(.*\)/release=\1/p' \
+	-e 's/^commit-hash: \(.\{9\}\).*/commit=\1/p' \
+	-e 's/^LLVM version: \([0-9]*\).*/llvm_major=\1/p')"
 sysroot=$(rustc --print sysroot)
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 [ "${release%.*}" = "$wanted" ] || fail "rustc $release is active, and $wanted is wanted; unset RUSTUP_TOOLCHAIN"
