@@ -35,32 +35,24 @@ pub(crate) enum AttachError {
     /// The driver has no XDP, or not for this MTU.
     #[error("the driver refuses native XDP; pass --xdp generic or --xdp off")]
     NoNativeXdp(#[source] io::Error),
-    /// clsact.
+    /// The qdisc or its filter, where the kernel has no TCX.
     #[error(transparent)]
     Clsact(#[from] ClsactError),
     /// The cgroup cannot be opened.
     #[error("cannot open the cgroup {}; name another with --cgroup", path.display())]
     Cgroup {
-        /// `--cgroup`.
         path: PathBuf,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
     /// A query shows something else than what was attached.
     #[error("the kernel does not run the program that was attached at {hook}")]
-    NotThere {
-        /// The hook.
-        hook: &'static str,
-    },
-    /// Anything else.
+    NotThere { hook: &'static str },
+    /// Another step failed.
     #[error("cannot {what} at {hook}")]
     Io {
-        /// The step.
         what: &'static str,
-        /// The hook.
         hook: &'static str,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
@@ -72,14 +64,13 @@ pub(crate) type AttachResult<T> = Result<T, AttachError>;
 /// How tc programs are attached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum TcMode {
-    /// TCX.
     Tcx,
-    /// clsact.
+    /// Filters of the qdisc clsact, where the kernel has no TCX.
     Clsact,
 }
 
 impl TcMode {
-    /// In tables.
+    /// The word for it in tables of the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             TcMode::Tcx => "tcx",
@@ -98,7 +89,7 @@ pub(crate) enum XdpKind {
 }
 
 impl XdpKind {
-    /// In tables.
+    /// The word for it in tables of the command line.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             XdpKind::Native => "native",

@@ -14,7 +14,7 @@ const CGROUP_SOCK_ADDR: u32 = 18;
 pub struct Features {
     /// The kernel's release, for messages.
     pub release: String,
-    /// TCX (6.6).
+    /// TCX links (6.6); tc programs are else attached by clsact.
     pub tcx: bool,
     /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (6.16 and backports).
     pub csum_ipv6: bool,

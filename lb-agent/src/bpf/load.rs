@@ -36,7 +36,7 @@ pub(crate) enum LoadError {
     /// Built without the BPF target.
     #[error("this lb-agent has no BPF programs inside; build it with `cargo xtask build`")]
     NoObject,
-    /// Not root.
+    /// Not root, and without the capabilities.
     #[error(
         "no permission for bpf(2); run as root or with the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
     )]
@@ -44,20 +44,15 @@ pub(crate) enum LoadError {
     /// No bpf filesystem.
     #[error("cannot mount a bpf filesystem at {}; mount one, or name another mount with --bpffs", path.display())]
     Bpffs {
-        /// `--bpffs`.
         path: PathBuf,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
     /// A pin cannot be made or read.
     #[error("cannot {what} {}", path.display())]
     Pin {
-        /// The operation.
         what: &'static str,
-        /// The pin.
         path: PathBuf,
-        /// What the kernel said.
         #[source]
         source: io::Error,
     },
@@ -66,9 +61,8 @@ pub(crate) enum LoadError {
         "pinned map {map} has {field} {found}, this build needs {wanted}; run `lb-agent cleanup`, then start again (flows are lost)"
     )]
     Unfit {
-        /// The map.
         map: String,
-        /// What differs.
+        /// The property that differs, in words.
         field: &'static str,
         /// In the kernel.
         found: u32,
@@ -86,11 +80,9 @@ pub(crate) enum LoadError {
     /// A program is refused.
     #[error("the kernel refuses the program {program}: {source}; the verifier's last lines: {log}")]
     Program {
-        /// Its name.
         program: &'static str,
         /// Last lines of the verifier's log.
         log: String,
-        /// What the kernel said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Not in the object.
@@ -100,7 +92,6 @@ pub(crate) enum LoadError {
     Absent {
         /// Program or map.
         what: &'static str,
-        /// Its name.
         name: &'static str,
     },
 }
@@ -110,7 +101,7 @@ pub(crate) enum LoadError {
 pub(crate) struct Sizes {
     /// `services_*`; `service_stats` has twice as many, for both families.
     pub frontends: u32,
-    /// `backends_*`.
+    /// Elements of each of `backends_*`.
     pub backends: u32,
     /// `flows_*`; `openings_*` have half as many.
     pub flows: u32,
@@ -251,7 +242,7 @@ impl Loaded {
         })
     }
 
-    /// Pin directory.
+    /// The directory of this version's pins.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

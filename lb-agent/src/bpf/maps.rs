@@ -36,13 +36,13 @@ pub enum MapError {
     /// Nothing is pinned there.
     #[error("no pinned map at {}; start the agent with `lb-agent run`, or name its bpffs with --bpffs", path.display())]
     Missing {
-        /// The pin.
+        /// Where the pin should be.
         path: PathBuf,
     },
     /// The pin cannot be opened.
     #[error("cannot open the pinned map {}", path.display())]
     Open {
-        /// The pin.
+        /// Where the pin is.
         path: PathBuf,
         /// What the kernel said.
         #[source]
@@ -53,9 +53,9 @@ pub enum MapError {
         "pinned map {map} has {field} {found}, this build expects {expected}; run `lb-agent cleanup`, then start again"
     )]
     Unfit {
-        /// Its name.
+        /// The map's name, which is its pin's.
         map: &'static str,
-        /// What differs.
+        /// The property that differs, in words.
         field: &'static str,
         /// In the kernel.
         found: u32,
@@ -65,9 +65,9 @@ pub enum MapError {
     /// An operation failed.
     #[error("cannot {what} map {map}")]
     Io {
-        /// Its name.
+        /// The map's name, which is its pin's.
         map: &'static str,
-        /// The operation.
+        /// The verb of the operation.
         what: &'static str,
         /// What the kernel said.
         #[source]
@@ -147,9 +147,9 @@ fn zeroed<T: Plain>() -> T {
 /// How a map is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// Look-ups only.
+    /// Look-ups only: commands beside a running agent.
     Read,
-    /// Everything.
+    /// Look-ups and updates: the agent.
     Write,
 }
 
@@ -214,15 +214,15 @@ impl<K: Plain, V: Plain> TypedMap<K, V> {
         })
     }
 
-    /// Its name.
+    /// The name of the map, which is its pin's.
     pub const fn name(&self) -> &'static str {
         self.name
     }
-    /// Most entries.
+    /// The most entries it can have, fixed when it was made.
     pub const fn max_entries(&self) -> u32 {
         self.info.max_entries
     }
-    /// Its descriptor.
+    /// The descriptor, for whoever hands the map to the kernel.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -399,7 +399,7 @@ impl<V: Plain> PerCpuMap<V> {
         })?;
         Ok(PerCpuMap { map, cpus })
     }
-    /// Elements.
+    /// Number of elements, fixed when it was made.
     pub const fn max_entries(&self) -> u32 {
         self.map.max_entries()
     }
@@ -502,11 +502,11 @@ impl<V: Plain> MappedArray<V> {
         })
     }
 
-    /// Elements.
+    /// Number of elements, fixed when it was made.
     pub const fn max_entries(&self) -> u32 {
         self.map.max_entries()
     }
-    /// Its name.
+    /// The name of the map, which is its pin's.
     pub const fn name(&self) -> &'static str {
         self.map.name()
     }
@@ -585,7 +585,7 @@ impl<F: Family> FlowMap<F> {
     pub fn open(dir: &Path, name: &'static str, access: Access) -> MapResult<Self> {
         TypedMap::open(dir, name, access).map(FlowMap)
     }
-    /// Most entries.
+    /// The most entries it can have, fixed when it was made.
     pub const fn max_entries(&self) -> u32 {
         self.0.max_entries()
     }
@@ -629,19 +629,19 @@ impl<F: Family> FlowMap<F> {
 /// The maps of one family.
 #[derive(Debug)]
 pub struct FamilyPins<F: Family> {
-    /// `services_*`.
+    /// `services_*`: frontend → service port.
     pub services: TypedMap<ServiceKey<F>, Service>,
-    /// `backends_*`.
+    /// `backends_*`: backend id → address, port, state.
     pub backends: MappedArray<Backend<F>>,
-    /// `flows_*`.
+    /// `flows_*`: confirmed flows.
     pub flows: FlowMap<F>,
-    /// `openings_*`.
+    /// `openings_*`: flows that are not confirmed.
     pub openings: FlowMap<F>,
-    /// `affinity_*`.
+    /// `affinity_*`: client → backend.
     pub affinity: TypedMap<AffinityKey<F>, Affinity>,
-    /// `src_ranges_*`.
+    /// `src_ranges_*`: clients that a load-balancer frontend lets in.
     pub src_ranges: TypedMap<SrcRangeKey<F>, u32>,
-    /// `node_addrs_*`.
+    /// `node_addrs_*`: this node's own addresses.
     pub node_addrs: TypedMap<NodeAddrKey<F>, NodeAddrFlags>,
 }
 
@@ -666,13 +666,13 @@ pub const XDP_DEVICES: &str = "xdp_devices";
 /// Every pinned map that user space reads or writes.
 #[derive(Debug)]
 pub struct Maps {
-    /// IPv4's maps.
+    /// The maps that each family has: IPv4's.
     pub v4: FamilyPins<V4>,
-    /// IPv6's maps.
+    /// The same of IPv6.
     pub v6: FamilyPins<V6>,
     /// `selection`: blocks of rows.
     pub selection: MappedArray<SelectionBlock>,
-    /// `port_filter`.
+    /// `port_filter`: destination ports that may be ours.
     pub port_filter: MappedArray<PortFilter>,
     /// `interfaces`, by ifindex.
     pub interfaces: TypedMap<u32, Interface>,
@@ -684,7 +684,7 @@ pub struct Maps {
     pub counters: PerCpuMap<PacketCount>,
     /// `service_stats`, by service id.
     pub service_stats: PerCpuMap<ServiceStats>,
-    /// Pin directory.
+    /// The directory of the pins.
     pub dir: PathBuf,
 }
 

@@ -92,7 +92,7 @@ pub(crate) struct FakeFamily<F: Family> {
     journal: SharedJournal,
 }
 
-/// The maps.
+/// All maps in memory; a clone is what a restart finds.
 #[derive(Debug, Clone)]
 pub(crate) struct FakeStore {
     pub(crate) sizes: Capacities,

@@ -21,7 +21,7 @@ pub(crate) enum StoreError {
         /// The map's name, see [`lb_common::names::maps`].
         map: &'static str,
     },
-    /// Anything else.
+    /// The kernel refuses for another reason.
     #[error("cannot access map {map}")]
     Io {
         /// The map's name.

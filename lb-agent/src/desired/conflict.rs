@@ -16,7 +16,7 @@ pub struct FrontendKey {
     pub addr: IpAddr,
     /// The dialled port.
     pub port: u16,
-    /// The protocol.
+    /// Its protocol: the same port of another one is another frontend.
     pub protocol: Protocol,
 }
 
@@ -52,7 +52,7 @@ impl Ord for Claim {
 /// A frontend with more than one claim.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conflict {
-    /// The frontend.
+    /// What several want to serve.
     pub frontend: FrontendKey,
     /// Who serves it.
     pub winner: PortKey,

@@ -10,7 +10,6 @@ use crate::{
 /// An endpoint of a service port before the policies decide about it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
-    /// Its port.
     pub port: u16,
     /// On this node (5.11).
     pub local: bool,
@@ -21,7 +20,6 @@ pub(crate) struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Its address.
     pub(crate) const fn addr(&self) -> IpAddr {
         self.source.addr
     }

@@ -37,7 +37,7 @@ impl NodeView {
     }
 }
 
-/// `--nodeport-addresses`.
+/// Where NodePorts are accepted: `--nodeport-addresses`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodePortAddresses {
     primary: bool,

@@ -16,7 +16,6 @@ use crate::{
 /// This node with what follows from it for every Service.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
-    /// The node.
     pub node: NodeView,
     /// Where NodePorts are accepted, by family.
     pub node_ports: [Vec<IpAddr>; 2],

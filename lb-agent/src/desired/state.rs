@@ -16,7 +16,7 @@ pub struct ServicePortName {
     pub service: Arc<str>,
     /// Name of the port; empty for an unnamed one.
     pub port: Arc<str>,
-    /// Its protocol.
+    /// Ports of one number and different protocols are different service ports.
     pub protocol: Protocol,
 }
 
@@ -33,9 +33,9 @@ impl fmt::Display for ServicePortName {
 /// A service port in one family: what the dataplane keys everything by.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PortKey {
-    /// The service port.
+    /// The service port, without a family.
     pub name: ServicePortName,
-    /// The family.
+    /// A dual-stack Service has each of its ports once a family.
     pub family: IpFamily,
 }
 
@@ -46,20 +46,20 @@ pub struct Frontend {
     pub addr: IpAddr,
     /// The dialled port.
     pub port: u16,
-    /// Which kind.
+    /// What made it: decides clashes and which policies hold.
     pub kind: FrontendKindOrd,
 }
 
 /// [`FrontendKind`] with an order: a lower one wins an exact clash (semantics 14.12, 21.7).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum FrontendKindOrd {
-    /// ClusterIP.
+    /// `spec.clusterIPs`.
     ClusterIp,
-    /// Load-balancer address.
+    /// `status.loadBalancer.ingress[].ip`.
     LoadBalancer,
-    /// externalIP.
+    /// `spec.externalIPs`.
     ExternalIp,
-    /// NodePort.
+    /// `spec.ports[].nodePort` on one of this node's addresses.
     NodePort,
 }
 
@@ -78,9 +78,9 @@ impl FrontendKindOrd {
 /// An endpoint of a service port that the data path must know: in a list, or still serving.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Endpoint {
-    /// Its address.
+    /// The address that packets are sent to.
     pub addr: IpAddr,
-    /// Its port.
+    /// The port there, already resolved from its name.
     pub port: u16,
     /// On this node (5.11).
     pub local: bool,
@@ -98,11 +98,11 @@ pub struct Endpoint {
 /// Everything that the dataplane holds of one service port in one family.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServicePort {
-    /// Its identity.
+    /// Whose port it is, and of which family.
     pub key: PortKey,
     /// Its frontends that won (21.5), sorted, none twice.
     pub frontends: Vec<Frontend>,
-    /// `internalTrafficPolicy: Local`.
+    /// `internalTrafficPolicy: Local`: ClusterIPs use the Local list.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local` that counts (4.7).
     pub external_local: bool,

@@ -9,7 +9,7 @@ pub(crate) enum Mode {
     SameNode,
     /// Those hinted for this node's zone (7.4).
     SameZone,
-    /// All (7.5).
+    /// All of them, where hints do not apply (7.5).
     All,
 }
 
