@@ -33,9 +33,6 @@ pub(crate) enum Task {
 pub(crate) struct Test {
     #[command(flatten)]
     e2e: e2e::Choice,
-    /// Where no container engine or cluster starts say so and succeed
-    #[arg(long)]
-    may_skip: bool,
     #[command(flatten)]
     cluster: cluster::Wanted,
 }
@@ -62,30 +59,15 @@ pub(crate) fn kind(task: &Task) -> Result<ExitCode> {
 
 fn test(options: &Test) -> Result<ExitCode> {
     let mut report = Report::default();
-    // What has nothing to do with the agent: the container engine and the cluster.
-    let provisioned = Engine::up()
-        .context("no container engine")
-        .and_then(|engine| Cluster::provision(engine, &options.cluster).context("no cluster"));
-    let cluster = match provisioned {
-        Ok(cluster) => cluster,
-        Err(error) if options.may_skip => {
-            report.skip("kind", &format!("{error:#}"));
-            return report.end();
-        }
-        Err(error) => return Err(error),
-    };
+    let engine = Engine::up().context("no container engine")?;
+    let cluster = Cluster::provision(engine, &options.cluster).context("no cluster")?;
     cluster.serve(&options.cluster)?;
     if !options.e2e.only_e2e {
         proof::run(&cluster, &mut report)?;
     }
     if options.e2e.e2e || options.e2e.only_e2e {
-        match e2e::programs(&cluster) {
-            Ok(programs) => e2e::run(&cluster, &options.e2e, &programs, &mut report)?,
-            Err(error) if options.may_skip => {
-                report.skip("upstream's specs", &format!("{error:#}"));
-            }
-            Err(error) => return Err(error),
-        }
+        let programs = e2e::programs(&cluster).context("no specs of upstream")?;
+        e2e::run(&cluster, &options.e2e, &programs, &mut report)?;
     }
     report.end()
 }
