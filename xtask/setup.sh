@@ -119,16 +119,17 @@ bpf_linker() {
 	ln -sf "$llvm" "$folder/lib/libLLVM.so"
 	ln -sf "$llvm" "$folder/lib/${llvm##*/}"
 	[ -e "$folder/bin/bpf-linker" ] && return
-	say "bpf-linker $BPF_LINKER: building it (about a minute)"
+	say "bpf-linker $BPF_LINKER: building it"
 	LLVM_PREFIX=$folder install_crate "$folder" bpf-linker $BPF_LINKER --no-default-features --features "llvm-$llvm_major"
 }
 
 # ---- other programs ----
 
+# Not optimised: that takes longer than such a program ever runs.
 install_crate() {
 	local folder=$1 crate=$2 version=$3
 	shift 3
-	quiet env -u RUSTFLAGS -u CARGO_BUILD_TARGET -u CARGO_TARGET_DIR \
+	quiet env -u RUSTFLAGS -u CARGO_BUILD_TARGET -u CARGO_TARGET_DIR CARGO_PROFILE_RELEASE_OPT_LEVEL=0 \
 		cargo install "$crate" --version "$version" --locked --root "$folder" "$@" ||
 		fail "cannot build $crate; is the crate registry reachable?"
 }
@@ -137,8 +138,7 @@ deny() {
 	local folder=$cache/cargo-deny-$CARGO_DENY
 	if [ ! -e "$folder/bin/cargo-deny" ]; then
 		say "cargo-deny $CARGO_DENY: building it"
-		# It runs a second: to optimise it would take longer than all its runs.
-		CARGO_PROFILE_RELEASE_OPT_LEVEL=0 install_crate "$folder" cargo-deny $CARGO_DENY
+		install_crate "$folder" cargo-deny $CARGO_DENY
 	fi
 	ln -sf "$folder/bin/cargo-deny" "$cache/bin/"
 }

@@ -1,4 +1,4 @@
-//! Sources → `target/release/lb-agent` with the BPF programs inside.
+//! Sources → the agent with the BPF programs inside, below `target/`.
 
 use anyhow::Result;
 
@@ -7,6 +7,6 @@ use crate::{build_ebpf, command};
 
 /// Builds the BPF programs, then the agent that embeds them.
 pub(crate) fn build(tools: &Tools) -> Result<()> {
-    build_ebpf::build(tools)?;
+    build_ebpf::build(tools, &["lb"])?;
     command::run(command::cargo().args(["build", "--release", "--package", "lb-agent"]))
 }

@@ -20,22 +20,22 @@ const LINK_ARGS: [&str; 2] = [
     "-Clink-arg=--disable-memory-builtins",
 ];
 
-/// Builds every program of `lb-ebpf` and leaves the objects at [`paths::bpf_object`].
-pub(crate) fn build(tools: &Tools) -> Result<()> {
-    for bin in bins()? {
+/// Builds objects of `lb-ebpf` and leaves them at [`paths::bpf_object`]: `lb`, the programs; `front`, the benchmark's own.
+pub(crate) fn build(tools: &Tools, names: &[&str]) -> Result<()> {
+    for name in names {
         command::run(
             cargo(tools, "rustc")
-                .args(["--release", "--package", "lb-ebpf", "--bin", &bin])
+                .args(["--release", "--package", "lb-ebpf", "--bin", name])
                 .arg("--")
                 .args(LINK_ARGS),
         )?;
         let built = paths::bpf_target()
             .join("bpfel-unknown-none/release")
-            .join(&bin);
+            .join(name);
         let object =
             fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
         check(&object).with_context(|| format!("{} would not load", built.display()))?;
-        replace(&paths::bpf_object(&bin), &object)?;
+        replace(&paths::bpf_object(name), &object)?;
     }
     Ok(())
 }
@@ -82,36 +82,6 @@ fn cargo(tools: &Tools, verb: &str) -> Command {
     command
 }
 
-/// The names of the `[[bin]]` targets of `lb-ebpf`.
-fn bins() -> Result<Vec<String>> {
-    let manifest = paths::workspace().join("lb-ebpf/Cargo.toml");
-    let text = fs::read_to_string(&manifest)
-        .with_context(|| format!("cannot read {}", manifest.display()))?;
-    let bins = bin_names(&text);
-    if bins.is_empty() {
-        bail!(
-            "{} names no [[bin]]; add one for the programs",
-            manifest.display()
-        );
-    }
-    Ok(bins)
-}
-
-fn bin_names(manifest: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut is_bin = false;
-    for line in manifest.lines().map(str::trim) {
-        if line.starts_with('[') {
-            is_bin = line == "[[bin]]";
-        } else if let (true, Some((key, value))) = (is_bin, line.split_once('='))
-            && key.trim() == "name"
-        {
-            names.push(value.trim().trim_matches('"').to_owned());
-        }
-    }
-    names
-}
-
 /// Refuses an object that holds a panic path: the kernel's own message about it says nothing.
 fn check(object: &[u8]) -> Result<()> {
     let object = object::File::parse(object)?;
@@ -133,15 +103,4 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let partial = path.with_extension(format!("o.{}", std::process::id()));
     fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_bin_targets_are_found_and_others_are_not() {
-        let manifest = "[package]\nname = \"p\"\n[[bin]]\nname = \"lb\"\npath = \"a\"\n\n[[bin]]\nname=\"front\"\n[lib]\nname = \"l\"\n";
-        assert_eq!(bin_names(manifest), ["lb", "front"]);
-    }
 }

@@ -78,7 +78,7 @@ pub(crate) fn reference(version: &str) -> String {
 }
 
 fn static_agent(tools: &Tools) -> Result<PathBuf> {
-    build_ebpf::build(tools)?;
+    build_ebpf::build(tools, &["lb"])?;
     let installed =
         command::read(command::program("rustup").args(["target", "list", "--installed"]))?;
     if !installed.lines().any(|line| line == TARGET) {

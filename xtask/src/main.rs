@@ -44,7 +44,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<OsString>,
     },
-    /// Build target/bpf/*.o, and target/release/lb-agent with the programs inside
+    /// Build target/bpf/lb.o, and target/release/lb-agent with the programs inside
     Build {
         /// Only the programs
         #[arg(long)]
@@ -87,15 +87,10 @@ fn main() -> ExitCode {
 
 fn task(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Demo { hold } => {
-            let options = hold.then(|| "--hold".into());
-            show::become_program(&setup(setup::RUN)?, "demo", options.as_slice())?;
-        }
+        Task::Demo { hold } => show::demo(hold)?,
         Task::Test(options) => return test::test(&options),
-        Task::Bench { options } => {
-            show::become_program(&setup(setup::RUN)?, "bench", &options)?;
-        }
-        Task::Build { bpf_only: true } => build_ebpf::build(&setup(setup::BUILD)?)?,
+        Task::Bench { options } => show::bench(&options)?,
+        Task::Build { bpf_only: true } => build_ebpf::build(&setup(setup::BUILD)?, &["lb"])?,
         Task::Build { bpf_only: false } => build::build(&setup(setup::BUILD)?)?,
         Task::Image { agent: None } => drop(image::image(&setup(setup::BUILD)?)?),
         Task::Image { agent: Some(agent) } => drop(image::image_of(&agent)?),
