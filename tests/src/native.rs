@@ -111,13 +111,13 @@ fn words<A: Address>(addr: &A) -> [u32; 4] {
 }
 
 /// A place in a flow table; it outlives its key, as in the kernel.
-#[derive(Clone, Copy)]
-pub struct Entry<F: Family>(&'static Cell<Flow<F>>);
+#[derive(Clone)]
+pub struct Entry<F: Family>(Rc<Cell<Flow<F>>>);
 
 impl<F: Family> Entry<F> {
-    fn new(flow: Flow<F>) -> Self {
-        // A test's few flows may leak.
-        Entry(Box::leak(Box::new(Cell::new(flow))))
+    /// A place that holds this flow.
+    pub fn new(flow: Flow<F>) -> Self {
+        Entry(Rc::new(Cell::new(flow)))
     }
     fn change(&self, change: impl FnOnce(&mut Flow<F>)) {
         let mut flow = self.0.get();
@@ -283,10 +283,10 @@ impl<F: Halves> Tables<F> for Native {
         self.direct.borrow_mut().insert(port.to_host());
     }
     fn flow(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
-        F::half(self).flows.borrow().get(key).copied()
+        F::half(self).flows.borrow().get(key).cloned()
     }
     fn opening(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
-        F::half(self).openings.borrow().get(key).copied()
+        F::half(self).openings.borrow().get(key).cloned()
     }
     fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
         if self.full.get() {
