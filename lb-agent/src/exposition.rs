@@ -29,7 +29,6 @@ impl Text {
         // Writing to a String cannot fail.
         self.0.write_fmt(text).unwrap_or_default();
     }
-    /// The page.
     pub(crate) fn into_string(self) -> String {
         self.0
     }

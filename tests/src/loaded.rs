@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_agent::bpf::features::Features;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, Interface,
-    PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, XdpDevice,
+    Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, FlowMapKey,
+    Interface, PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, XdpDevice,
     port_filter_slot, proto,
 };
 use lb_common::family::Address as _;
@@ -20,7 +20,7 @@ use crate::bench::sys;
 use crate::cases::{At, Case, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, OWN_MAC, POD, Verdict};
 use crate::netns::NetNs;
 use crate::prog_run::{
-    FlowMapKey, Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+    Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
 };
 use crate::wait;
 
@@ -272,7 +272,7 @@ impl Loaded {
     fn tuples<F: Family>(&mut self, map: &str) -> Vec<(FlowKey<F>, Flow<F>)> {
         let entries = must(self.programs.entries::<FlowMapKey<F>, Flow<F>>(map));
         let unpacked = entries.into_iter().map(|(key, flow)| {
-            let key = key.unpack(&flow);
+            let key = key.unpack(flow.check);
             (must(key.context("an entry of another key")), flow)
         });
         unpacked.collect()

@@ -14,7 +14,7 @@ use lb_agent::bpf::features::Features;
 use lb_common::{
     Family,
     abi::{
-        Affinity, AffinityKey, Backend, Be32, Config, Flow, FlowKey, Interface, NodeAddrKey,
+        Affinity, AffinityKey, Backend, Be32, Config, Flow, FlowMapKey, Interface, NodeAddrKey,
         PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, XdpDevice,
     },
     names,
@@ -388,22 +388,6 @@ layout_of_family!(
     AffinityKey,
     NodeAddrKey
 );
-
-/// Key of `flows_*` and `openings_*` as it lies in the map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct FlowMapKey<F: Family>(F::FlowMapKey);
-
-impl<F: Family> FlowMapKey<F> {
-    /// As the programs pack it.
-    pub fn new(key: &FlowKey<F>) -> FlowMapKey<F> {
-        FlowMapKey(F::flow_map_key(key))
-    }
-    /// The key of an entry.
-    pub fn unpack(&self, flow: &Flow<F>) -> Option<FlowKey<F>> {
-        F::flow_key(&self.0, flow.check)
-    }
-}
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]

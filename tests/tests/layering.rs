@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-const CRATES: [&str; 1] = ["lb-agent/src"];
+const CRATES: [&str; 2] = ["lb-agent/src", "lb-common/src"];
 
 #[test]
 fn rooms_import_only_rooms_below_them() -> Result<()> {
@@ -185,22 +185,18 @@ impl Files {
         rooms.filter(|room| *room != "main").cloned().collect()
     }
 
-    /// Where an import leads: the file, by its module. What the top of the crate exports is looked up there.
+    /// Where an import leads: the file, by its module. What a file exports of another is looked up there.
     fn target(&self, path: &[String]) -> Option<&Module> {
-        let longest = |path: &[String]| {
-            let lengths = (1..=path.len()).rev();
-            lengths
-                .filter_map(|length| self.imports.get_key_value(&path[..length]))
-                .map(|(module, _)| module)
-                .next()
-        };
-        longest(path).or_else(|| {
-            let (_, exports) = self.imports.get(&[][..])?;
-            let export = exports
-                .iter()
-                .find(|export| export.path.last() == path.first());
-            longest(&export?.path)
-        })
+        let lengths = (0..=path.len()).rev();
+        let (module, (_, imports)) = lengths
+            .filter_map(|length| self.imports.get_key_value(&path[..length]))
+            .next()?;
+        let name = path.get(module.len());
+        let is_export = |import: &&Import| import.path.last() == name && import.path != path;
+        match imports.iter().filter(|_| name.is_some()).find(is_export) {
+            Some(export) => self.target(&export.path),
+            None => (!module.is_empty()).then_some(module),
+        }
     }
 
     fn climbing(&self, order: &BTreeMap<String, usize>) -> Vec<String> {

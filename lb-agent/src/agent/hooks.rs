@@ -27,7 +27,6 @@ pub(super) enum HookError {
     /// A program or pin.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// A map.
     #[error(transparent)]
     Map(#[from] MapError),
     /// The list of links.
@@ -41,7 +40,6 @@ pub(super) enum HookError {
 /// How an interface is served: for tables, metrics and the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct InterfaceState {
-    /// The interface.
     pub interface: Interface,
     /// How tc programs are attached, or why they are not.
     pub tc: Result<TcMode, String>,
@@ -49,7 +47,6 @@ pub(super) struct InterfaceState {
     pub xdp: Result<XdpKind, String>,
 }
 
-/// Serves interfaces.
 #[derive(Debug)]
 pub(super) struct Hooks {
     loaded: Loaded,

@@ -42,7 +42,6 @@ use crate::{
 /// Most conflicts and warnings that are shown one by one.
 const SHOWN: usize = 1_000;
 
-/// The notebook.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     shared: Arc<Shared>,

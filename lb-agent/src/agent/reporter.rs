@@ -25,7 +25,6 @@ use crate::{
 /// Between two files, and between two looks for problems of manifests.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The thread.
 #[derive(Debug)]
 pub(super) struct Reporter {
     shared: Arc<Shared>,
@@ -34,7 +33,6 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Starts it.
     pub(super) fn start(config: &Config, flags: Vec<(String, String)>) -> io::Result<Reporter> {
         let shared: Arc<Shared> = Arc::default();
         shared.pages.get_or_init(|| Pages {

@@ -25,7 +25,6 @@ pub(crate) enum Setting {
     path.display()
 )]
 pub(crate) struct Unset {
-    /// The setting.
     pub setting: Setting,
     path: PathBuf,
     value: u64,

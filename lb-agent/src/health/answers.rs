@@ -55,7 +55,6 @@ impl Shared {
         }
     }
 
-    /// All metrics.
     pub(super) fn page(&self) -> MapResult<String> {
         let mut out = Text::default();
         self.metrics.render(&mut out);

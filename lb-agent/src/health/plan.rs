@@ -16,7 +16,6 @@ use crate::{
 pub(crate) struct Plan {
     /// Where, by family.
     pub addresses: [Vec<IpAddr>; 2],
-    /// For whom.
     pub checks: BTreeMap<Key, HealthCheck>,
 }
 

@@ -11,9 +11,7 @@ use crate::net::IpFamily;
 /// A fresh complete list of one kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Relist {
-    /// Which.
     pub list: List,
-    /// Its objects.
     pub events: Vec<ObjectEvent>,
     /// Objects that are there, but cannot be read: what is known of them stays.
     pub keep: HashSet<Key>,
@@ -24,7 +22,6 @@ pub(crate) struct Relist {
 pub(crate) struct Batch {
     /// Complete lists; they come before `changes`.
     pub lists: Vec<Relist>,
-    /// Single objects.
     pub changes: Vec<ObjectEvent>,
     /// When what led to a changed slice happened (semantics 23.1).
     pub triggers: Vec<(IpFamily, SystemTime)>,

@@ -24,10 +24,8 @@ pub(crate) enum Source {
 /// Why a source ends before its first state.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
-    /// The directory.
     #[error(transparent)]
     Manifests(#[from] ManifestError),
-    /// No thread.
     #[error("cannot follow the manifests")]
     Thread(#[source] io::Error),
     /// The thread that reads the API has ended.

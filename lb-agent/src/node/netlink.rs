@@ -52,7 +52,6 @@ impl Request {
     pub(crate) fn nested() -> Request {
         Request(Vec::new())
     }
-    /// The bytes.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -39,9 +39,7 @@ pub(crate) struct Rules {
 /// An interface that we serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Interface {
-    /// Its index.
     pub ifindex: u32,
-    /// Its name.
     pub name: String,
     /// What is behind it.
     pub role: InterfaceRole,

@@ -16,9 +16,7 @@ const RTM_GETROUTE: u16 = 26;
 /// An interface as the kernel describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Link {
-    /// Its index.
     pub ifindex: u32,
-    /// Its name.
     pub name: String,
     /// `ARPHRD_…`.
     pub hardware: u16,
@@ -43,9 +41,7 @@ pub(crate) struct Link {
 /// An address of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Address {
-    /// Whose.
     pub ifindex: u32,
-    /// The address.
     pub addr: IpAddr,
     /// `RT_SCOPE_…`: 0 global, 253 link, 254 host.
     pub scope: u8,
@@ -72,9 +68,7 @@ impl Address {
 /// The node's network at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Snapshot {
-    /// Every interface.
     pub links: Vec<Link>,
-    /// Every address.
     pub addresses: Vec<Address>,
     /// Interface of the default route, IPv4 and IPv6.
     pub default_links: [Option<u32>; 2],

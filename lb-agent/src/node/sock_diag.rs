@@ -31,7 +31,6 @@ pub(crate) enum SockDiagError {
         #[source]
         source: io::Error,
     },
-    /// Netlink failed.
     #[error("cannot {what} UDP sockets")]
     Io {
         /// `list` or `end`.

@@ -31,7 +31,6 @@ const NAME_PREFIX: &str = "lb_";
 /// A direction of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Direction {
-    /// Received packets.
     Ingress,
     /// Packets to send.
     Egress,
@@ -54,10 +53,8 @@ pub(crate) enum ClsactError {
         "somebody else's ingress qdisc excludes clsact, and without egress replies could not be restored; remove it, or use a kernel with TCX (6.6)"
     )]
     IngressQdisc,
-    /// Anything else.
     #[error("cannot {what}")]
     Io {
-        /// The step.
         what: &'static str,
         /// What the kernel said.
         #[source]

@@ -22,7 +22,6 @@ use crate::{desired::state::PortKey, kube::manifests::ManifestProblems};
 /// Names copied in one go.
 const PAGE: usize = 512;
 
-/// The board.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     names: Mutex<BTreeMap<PortKey, u32>>,
@@ -47,7 +46,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Board {
-    /// Something changed.
     pub(crate) fn touch(&self) {
         self.has_changed.store(true, Ordering::Release);
         self.wake.notify_one();

@@ -29,7 +29,6 @@ pub(crate) enum EventsError {
     /// The map cannot be used.
     #[error("cannot read the ring buffer `events`")]
     Map(#[from] aya::maps::MapError),
-    /// No thread.
     #[error("cannot start the thread that reads events")]
     Thread(#[source] io::Error),
 }

@@ -59,9 +59,7 @@ struct Changes {
 /// How much a pass looks at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Extent {
-    /// Complete lists.
     Full,
-    /// What changed.
     Partial,
 }
 

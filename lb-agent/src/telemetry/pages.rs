@@ -25,7 +25,6 @@ const FOR_PEOPLE: &str = "For people who debug: the form may change at any time.
 /// What does not change while the agent runs.
 #[derive(Debug)]
 pub(crate) struct Pages {
-    /// A KubeProxyConfiguration.
     pub config: Value,
     /// Flags with their values.
     pub flags: Vec<(String, String)>,
@@ -69,7 +68,6 @@ impl Pages {
 pub(crate) struct Pings(AtomicU64);
 
 impl Pings {
-    /// One more.
     pub(crate) fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }

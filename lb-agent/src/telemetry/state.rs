@@ -58,7 +58,6 @@ pub(crate) struct State {
 pub(crate) struct ServiceName {
     /// Id in the maps.
     pub id: u32,
-    /// Namespace.
     pub namespace: String,
     /// Name of the Service.
     pub name: String,
@@ -94,7 +93,6 @@ pub(crate) struct Unserved {
 /// A file that cannot be used.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct ManifestProblem {
-    /// Its name.
     pub file: String,
     /// What is wrong, and where.
     pub message: String,
@@ -105,11 +103,9 @@ pub(crate) struct ManifestProblem {
 pub(crate) struct Conflict {
     /// Address and port.
     pub frontend: String,
-    /// Its protocol.
     pub protocol: String,
     /// Who serves it.
     pub winner: String,
-    /// Who would.
     pub losers: Vec<String>,
 }
 
@@ -118,26 +114,21 @@ pub(crate) struct Conflict {
 pub(crate) struct Warning {
     /// `namespace/name`.
     pub service: String,
-    /// What.
     pub message: String,
 }
 
 /// How an interface is served.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct InterfaceReport {
-    /// Its index.
     pub ifindex: u32,
-    /// Its name.
     pub name: String,
     /// `pod` or `external`.
     pub role: String,
     /// `tcx` or `clsact`; absent where tc programs are not attached.
     pub tc: Option<String>,
-    /// Why not.
     pub tc_problem: Option<String>,
     /// `native` or `generic`; absent where XDP is not attached.
     pub xdp: Option<String>,
-    /// Why not.
     pub xdp_reason: Option<String>,
 }
 
@@ -165,23 +156,17 @@ pub(crate) enum Running {
 /// Why the state file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
-    /// A file.
     #[error("cannot {what} {}", path.display())]
     Io {
-        /// The step.
         what: &'static str,
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: io::Error,
     },
     /// It is not what this build writes.
     #[error("{} is no state file of an agent; the agent writes it anew when it starts", path.display())]
     Json {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: serde_json::Error,
     },
@@ -214,7 +199,6 @@ impl StateFile {
         self.path.with_extension("lock")
     }
 
-    /// Replaces it.
     pub(crate) fn write(&self, state: &State) -> Result<(), StateError> {
         let failed = |what, path: &Path| {
             let path = path.to_owned();

@@ -2,6 +2,8 @@
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::family::{Address, Family, V4, V6};
+
 /// An IPv4 address in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,5 +104,59 @@ impl core::fmt::Debug for Addr4 {
 impl core::fmt::Debug for Addr6 {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         core::fmt::Display::fmt(&Ipv6Addr::from(*self), f)
+    }
+}
+
+impl Family for V4 {
+    type Addr = Addr4;
+    const IS_V6: bool = false;
+    const INDEX: usize = 0;
+    const NAME: &'static str = "IPv4";
+    type FlowMapWords = [u32; 4];
+}
+
+impl Family for V6 {
+    type Addr = Addr6;
+    const IS_V6: bool = true;
+    const INDEX: usize = 1;
+    const NAME: &'static str = "IPv6";
+    type FlowMapWords = [u32; 9];
+}
+
+impl Address for Addr4 {
+    const WORDS: usize = 1;
+    #[inline(always)]
+    fn word(&self, i: usize) -> u32 {
+        if i == 0 { self.be } else { 0 }
+    }
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        Addr4 { be: words[0] }
+    }
+    #[inline(always)]
+    fn is_unspecified(&self) -> bool {
+        self.be == 0
+    }
+}
+
+impl Address for Addr6 {
+    const WORDS: usize = 4;
+    #[inline(always)]
+    fn word(&self, i: usize) -> u32 {
+        match i {
+            0 => self.be[0],
+            1 => self.be[1],
+            2 => self.be[2],
+            3 => self.be[3],
+            _ => 0,
+        }
+    }
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> Self {
+        Addr6 { be: words }
+    }
+    #[inline(always)]
+    fn is_unspecified(&self) -> bool {
+        (self.be[0] | self.be[1] | self.be[2] | self.be[3]) == 0
     }
 }

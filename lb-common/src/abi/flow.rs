@@ -114,25 +114,65 @@ impl PackedFlowKey {
     pub const fn mask(code: u8) -> u32 {
         u32::from_ne_bytes([code << 4, 0, 0, 0])
     }
-    /// Packs a key.
-    pub const fn new(key: &FlowKey<crate::V6>) -> Self {
-        let mut saddr = key.saddr;
-        saddr.be[0] ^= Self::mask(key.code());
-        PackedFlowKey {
-            saddr,
-            daddr: key.daddr,
-            sport: key.sport,
-            dport: key.dport,
+}
+
+/// A key as the maps of its family hold it: of IPv4 the [`FlowKey`], of IPv6 the [`PackedFlowKey`].
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowMapKey<F: Family>(F::FlowMapWords);
+const _: () = assert!(size_of::<FlowMapKey<crate::V4>>() == size_of::<FlowKey<crate::V4>>());
+const _: () = assert!(size_of::<FlowMapKey<crate::V6>>() == size_of::<PackedFlowKey>());
+
+impl<F: Family> FlowMapKey<F> {
+    /// As the programs write it.
+    pub fn new(key: &FlowKey<F>) -> Self {
+        let addr = |addr: F::Addr| (0..F::Addr::WORDS).map(move |i| addr.word(i));
+        let ([a, b], [c, d]) = (key.sport.be.to_ne_bytes(), key.dport.be.to_ne_bytes());
+        // The last word has no place in a packed key.
+        let rest = [[a, b, c, d], [key.proto, key.side, 0, 0]].map(u32::from_ne_bytes);
+        let mut words = F::FlowMapWords::default();
+        let slots = words.as_mut().iter_mut();
+        for (slot, word) in slots.zip(addr(key.saddr).chain(addr(key.daddr)).chain(rest)) {
+            *slot = word;
         }
+        if let Some(first) = words.as_mut().first_mut().filter(|_| F::IS_V6) {
+            *first ^= PackedFlowKey::mask(key.code());
+        }
+        FlowMapKey(words)
     }
+
     /// The key, by the check of its entry; `None` where the entry belongs to another key by now.
-    pub fn unpack(&self, check: u32) -> Option<FlowKey<crate::V6>> {
+    pub fn unpack(&self, check: u32) -> Option<FlowKey<F>> {
+        let word = |i| self.0.as_ref().get(i).copied().unwrap_or_default();
+        let addr = |at, mask| {
+            F::Addr::from_words([word(at) ^ mask, word(at + 1), word(at + 2), word(at + 3)])
+        };
+        let [a, b, c, d] = word(2 * F::Addr::WORDS).to_ne_bytes();
+        let [proto, side, ..] = word(2 * F::Addr::WORDS + 1).to_ne_bytes();
+        let plain = FlowKey {
+            saddr: addr(0, 0),
+            daddr: addr(F::Addr::WORDS, 0),
+            sport: Be16 {
+                be: u16::from_ne_bytes([a, b]),
+            },
+            dport: Be16 {
+                be: u16::from_ne_bytes([c, d]),
+            },
+            proto,
+            side,
+            _pad: 0,
+        };
+        if !F::IS_V6 {
+            return Some(plain);
+        }
         for side in [Side::ExternalIn, Side::PodIn, Side::Out] {
             for proto in [proto::TCP, proto::UDP, proto::SCTP] {
-                let mut key = FlowKey::<crate::V6>::new(
-                    self.saddr, self.daddr, self.sport, self.dport, proto, side,
-                );
-                key.saddr.be[0] ^= Self::mask(key.code());
+                let mut key = FlowKey {
+                    proto,
+                    side: side as u8,
+                    ..plain
+                };
+                key.saddr = addr(0, PackedFlowKey::mask(key.code()));
                 if flow_check(&key) == check {
                     return Some(key);
                 }
@@ -323,7 +363,7 @@ pub struct Scratch<F: Family> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Addr4, *};
 
     #[test]
     fn a_packed_key_is_the_key_again() {
@@ -333,19 +373,30 @@ mod tests {
         let daddr = Addr6 {
             be: [0x0b0d_0120, 1, 2, 3],
         };
-        let mut seen = [PackedFlowKey::default(); 9];
+        let mut seen = [None; 9];
         let mut count = 0;
         for side in [Side::ExternalIn, Side::PodIn, Side::Out] {
             for proto in [proto::TCP, proto::UDP, proto::SCTP] {
                 let (sport, dport) = (Be16::from_host(40_000), Be16::from_host(80));
                 let key = FlowKey::<crate::V6>::new(saddr, daddr, sport, dport, proto, side);
-                let packed = PackedFlowKey::new(&key);
+                let packed = FlowMapKey::new(&key);
                 assert_eq!(packed.unpack(flow_check(&key)), Some(key));
                 assert_eq!(packed.unpack(flow_check(&key) ^ 1), None);
-                assert!(!seen.contains(&packed), "{proto} {side:?}");
-                seen[count] = packed;
+                assert!(!seen.contains(&Some(packed)), "{proto} {side:?}");
+                seen[count] = Some(packed);
                 count += 1;
             }
         }
+    }
+    #[test]
+    fn an_ipv4_key_lies_in_the_map_as_it_is() {
+        let (saddr, daddr) = (Addr4 { be: 0x0100_000a }, Addr4 { be: 0x0200_000a });
+        let (sport, dport) = (Be16::from_host(40_000), Be16::from_host(80));
+        let key = FlowKey::<crate::V4>::new(saddr, daddr, sport, dport, proto::UDP, Side::PodIn);
+        let in_map = FlowMapKey::new(&key);
+        let ports = u32::from_be_bytes([0x9c, 0x40, 0, 80]).to_be();
+        let rest = u32::from_ne_bytes([17, 2, 0, 0]);
+        assert_eq!(in_map.0, [saddr.be, daddr.be, ports, rest]);
+        assert_eq!(in_map.unpack(0), Some(key));
     }
 }

@@ -8,12 +8,14 @@ mod addr;
 mod affinity;
 mod backend;
 mod be;
+mod check;
 mod drop;
 mod event;
 pub(crate) mod flags;
 mod flow;
 mod fragment;
 mod node;
+pub mod proto;
 mod service;
 mod socket;
 
@@ -23,7 +25,9 @@ pub use backend::{Backend, BackendFlags, BackendState, SELECTION_BLOCK_ROWS, Sel
 pub use be::{Be16, Be32};
 pub use drop::{Counter, DropReason, PacketCount};
 pub use event::{Event, EventKind};
-pub use flow::{Flow, FlowFlags, FlowKey, PackedFlowKey, Scratch, Side, Translation, flow_check};
+pub use flow::{
+    Flow, FlowFlags, FlowKey, FlowMapKey, PackedFlowKey, Scratch, Side, Translation, flow_check,
+};
 pub use fragment::{Fragment, FragmentKey};
 pub use node::{
     Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey,
@@ -33,24 +37,3 @@ pub use service::{
     FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check,
 };
 pub use socket::{OriginKind, SocketOrigin, SocketOriginKey};
-
-/// IANA protocol numbers that Services use.
-pub mod proto {
-    /// TCP.
-    pub const TCP: u8 = 6;
-    /// UDP.
-    pub const UDP: u8 = 17;
-    /// SCTP.
-    pub const SCTP: u8 = 132;
-    /// ICMP.
-    pub const ICMP: u8 = 1;
-    /// ICMPv6.
-    pub const ICMPV6: u8 = 58;
-}
-
-/// Folds one 32-bit word into a running check. Cheap on BPF: one xor, one multiply, one shift.
-#[inline(always)]
-pub(crate) fn mix(state: u64, word: u32) -> u64 {
-    let x = (state ^ word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x ^ (x >> 29)
-}

@@ -1,7 +1,7 @@
 //! [`ServiceKey`] → [`Service`]: a frontend and what it promises.
 
 use super::flags::flags;
-use super::{Be16, mix};
+use super::{Be16, check::mix};
 use crate::family::{Address, Family};
 
 /// A frontend: what a client dials. Key of `services_v4` and `services_v6`.

@@ -1,6 +1,6 @@
 //! Ethernet II.
 
-use super::W16;
+use super::field::W16;
 use crate::abi::{Be16, MacAddr};
 
 /// An Ethernet header.

@@ -1,6 +1,6 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443): the first eight bytes.
 
-use super::{W16, W32};
+use super::field::{W16, W32};
 
 /// An ICMP or ICMPv6 header; an error quotes the packet right behind it.
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791).
 
 use super::checksum::fold;
-use super::{W16, W32};
+use super::field::{W16, W32};
 use crate::abi::{Addr4, Be16, Be32};
 
 /// An IPv4 header without options.

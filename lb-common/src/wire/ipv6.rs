@@ -1,6 +1,6 @@
 //! IPv6 (RFC 8200).
 
-use super::{W16, W32, W64};
+use super::field::{W16, W32, W64};
 use crate::abi::{Addr6, Be16, Be32};
 
 /// An IPv6 header.

@@ -1,6 +1,6 @@
 //! TCP (RFC 9293), UDP (RFC 768), and the ports that they and SCTP begin with.
 
-use super::{W16, W32};
+use super::field::{W16, W32};
 use crate::abi::flags::flags;
 use crate::abi::{Be16, Be32};
 

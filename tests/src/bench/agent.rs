@@ -13,12 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use lb_agent::{
-    bpf::maps::{Access, FlowMapKey, TypedMap, pin_dir},
+    bpf::maps::{Access, TypedMap, pin_dir},
     kube::manifests::ManifestSource,
 };
 use lb_common::{
     V4, V6,
-    abi::{Be16, Flow, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
+    abi::{Be16, Flow, FlowMapKey, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
     names,
 };
 

@@ -45,9 +45,7 @@ pub(crate) enum AccessError {
     /// The kubeconfig cannot be used.
     #[error("kubeconfig {}", path.display())]
     Kubeconfig {
-        /// The file.
         path: PathBuf,
-        /// Why.
         #[source]
         source: Box<KubeconfigError>,
     },
@@ -61,16 +59,13 @@ pub(crate) enum AccessError {
     Server {
         /// What was given.
         server: String,
-        /// Why.
         #[source]
         source: http::uri::InvalidUri,
     },
     /// Credentials or certificates cannot be used.
     #[error("credentials for {address}")]
     Client {
-        /// The server.
         address: String,
-        /// Why.
         #[source]
         source: Box<kube::Error>,
     },
@@ -80,7 +75,6 @@ pub(crate) enum AccessError {
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
-    /// The URL.
     pub(super) address: String,
     /// Host and port.
     pub(super) host: String,

@@ -79,7 +79,6 @@ struct ObjectMetaHead {
     annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
-/// A bookmark.
 #[derive(Default)]
 pub(super) struct Bookmark {
     pub(super) version: Option<String>,
@@ -87,7 +86,6 @@ pub(super) struct Bookmark {
     pub(super) ends_initial: bool,
 }
 
-/// An object.
 pub(super) struct Item {
     pub(super) key: Key,
     pub(super) version: Option<String>,

@@ -30,13 +30,11 @@ const TEXT_BYTES: usize = 1000;
 /// The object that an Event is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Subject {
-    /// A Service.
     Service(Key),
     /// This agent's Node.
     Node,
 }
 
-/// An Event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Note {
     /// What it is about.

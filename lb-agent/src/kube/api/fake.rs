@@ -19,7 +19,6 @@ use tokio::{
 /// A piece of an answer.
 #[derive(Clone)]
 pub(super) enum Part {
-    /// Bytes.
     Text(String),
     /// The connection breaks.
     Cut,
@@ -29,7 +28,6 @@ pub(super) enum Part {
     Gate(Arc<Semaphore>),
 }
 
-/// An answer.
 #[derive(Clone)]
 pub(super) struct Reply {
     pub(super) status: u16,
@@ -57,7 +55,6 @@ impl Reply {
     }
 }
 
-/// A request.
 #[derive(Clone, Debug)]
 pub(super) struct Asked {
     pub(super) method: String,

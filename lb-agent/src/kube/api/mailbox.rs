@@ -90,7 +90,6 @@ pub(super) enum First {
     Incomplete,
     /// Only this node's addresses are missing.
     Addresses,
-    /// Everything.
     Complete,
 }
 

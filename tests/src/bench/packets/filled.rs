@@ -8,9 +8,10 @@ use lb_agent::bpf::features::Features;
 use lb_common::{
     V4, V6,
     abi::{
-        Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, FrontendKind,
-        Interface, InterfaceFlags, MacAddr, PortFilter, SELECTION_BLOCK_ROWS, SelectionList,
-        Service, ServiceFlags, ServiceKey, Side, Translation, XdpDevice, flow_check, proto,
+        Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, FlowMapKey,
+        FrontendKind, Interface, InterfaceFlags, MacAddr, PortFilter, SELECTION_BLOCK_ROWS,
+        SelectionList, Service, ServiceFlags, ServiceKey, Side, Translation, XdpDevice, flow_check,
+        proto,
     },
     names,
 };
@@ -19,10 +20,7 @@ use super::addresses::{
     BACKEND, Bench, CLUSTER_IP, NEW_NODE_PORT, NEW_PORT, NODE, NODE_PORT, PORT, SAME_PORT,
     TARGET_PORT, client, ip, snat_port,
 };
-use crate::{
-    packet::DESTINATION_MAC,
-    prog_run::{FlowMapKey, Programs},
-};
+use crate::{packet::DESTINATION_MAC, prog_run::Programs};
 
 /// Backends of the Service whose rows open flows: one backend's source ports would run out.
 const NEW_BACKENDS: u16 = 64;
