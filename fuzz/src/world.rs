@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use arbitrary::Arbitrary;
 use lb_common::abi::{
     Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, Interface,
-    InterfaceRole, MacAddr, ModeFlags, SelectionList, Service, ServiceFlags, ServiceKey, Side,
-    Translation, XdpDevice, flow_check,
+    InterfaceRole, MacAddr, ModeFlags, PortRange, SelectionList, Service, ServiceFlags, ServiceKey,
+    Side, Translation, XdpDevice, flow_check,
 };
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{V4, V6};
@@ -24,7 +24,10 @@ pub(crate) const EXTERNAL: u32 = 2;
 pub(crate) const POD: u32 = 3;
 const OWN_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 10];
-const SNAT_PORTS: (u16, u16) = (20_000, 20_007);
+const SNAT_PORTS: PortRange = PortRange {
+    first: 20_000,
+    last: 20_007,
+};
 
 /// Where a host is, seen from the node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -157,7 +160,7 @@ impl NodeShape {
         if self.lacks & 4 == 0 {
             self.put_routes::<F>(&mut world);
         }
-        for port in SNAT_PORTS.0..=SNAT_PORTS.1 {
+        for port in SNAT_PORTS.ports() {
             world.open_port(TCP, port);
             world.open_port(UDP, port);
         }
@@ -182,8 +185,7 @@ impl NodeShape {
             cluster_mask_v4: V4::addr(address(("255.255.0.0", "::"), false)),
             cluster_net_v6: V6::addr(address(("0.0.0.0", "fd00:10:96::"), true)),
             cluster_mask_v6: V6::addr(address(("0.0.0.0", "ffff:ffff:ffff::"), true)),
-            snat_port_min: SNAT_PORTS.0,
-            snat_port_max: SNAT_PORTS.1,
+            snat_ports: SNAT_PORTS,
             modes: ModeFlags::from_bits(u32::from(self.modes & 3)),
             refusals_per_sec: u32::from(self.lacks & 2),
             ..Config::default()
@@ -366,7 +368,7 @@ impl PacketShape {
             let addr = host(number >> 1, is_v6).0;
             // An endpoint, or a translated source.
             let port = match self.destination_port & 3 {
-                3 => SNAT_PORTS.0 + u16::from(self.destination_port >> 5),
+                3 => SNAT_PORTS.first + u16::from(self.destination_port >> 5),
                 _ => pick(&ENDPOINT_PORTS, self.destination_port),
             };
             (addr, port)

@@ -8,7 +8,7 @@ use lb_common::abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Be16, Config,
     Counter, DropReason, Event, Flow, FlowFlags, FlowKey, Fragment, FragmentKey, FrontendKind,
     Interface, MacAddr, ModeFlags, Scratch, SelectionList, Service, ServiceFlags, ServiceKey,
-    SocketOrigin, SocketOriginKey, XdpDevice, proto,
+    SocketOrigin, SocketOriginKey, Transport, XdpDevice, proto,
 };
 use lb_common::family::Address;
 use lb_common::pipeline::ip::Ip;
@@ -204,8 +204,9 @@ impl<F: Numbered> Tables<F> for World {
     type Entry = NoEntry;
     type Scratch = Box<Scratch<F>>;
 
-    fn may_be_ours(&self, proto: u8, port: Be16) -> bool {
-        self.ports.borrow().contains(&(proto, port.to_host()))
+    fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
+        let ports = self.ports.borrow();
+        ports.contains(&(transport.proto(), port.to_host()))
     }
     fn is_direct_port(&self, _: Be16) -> bool {
         unreachable!("packets only")

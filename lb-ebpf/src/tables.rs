@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be16, Be32, Clock, Config, Counter, DropReason, Event, Flow,
     FlowFlags, FlowKey, Fragment, FragmentKey, Interface, MacAddr, ModeFlags, SELECTION_BLOCK_ROWS,
-    Scratch, Service, ServiceKey, XdpDevice, port_filter_slot,
+    Scratch, Service, ServiceKey, Transport, XdpDevice, port_filter_slot,
 };
 use lb_common::family::{Address, Family};
 use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
@@ -165,11 +165,8 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
     type Scratch = ScratchRef<F>;
 
     #[inline(always)]
-    fn may_be_ours(&self, proto: u8, port: Be16) -> bool {
-        let Some(slot) = port_filter_slot(proto) else {
-            return false;
-        };
-        let Some(filter) = PORT_FILTER.get(slot) else {
+    fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
+        let Some(filter) = PORT_FILTER.get(port_filter_slot(transport)) else {
             return false;
         };
         let port = port.to_host();

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_agent::bpf::features::Features;
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, FlowMapKey,
-    Interface, PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, XdpDevice,
-    port_filter_slot, proto,
+    Interface, PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, Transport,
+    XdpDevice, port_filter_slot, proto,
 };
 use lb_common::family::Address as _;
 use lb_common::names;
@@ -223,7 +223,7 @@ impl Dataplane for Loaded {
         must(self.programs.set(names::maps::CONFIG, 0, config));
         // The agent keeps the bits of the SNAT range set.
         for proto in [proto::TCP, proto::UDP] {
-            for port in config.snat_port_min..=config.snat_port_max {
+            for port in config.snat_ports.ports() {
                 self.mark(proto, port);
             }
         }
@@ -278,8 +278,10 @@ impl Loaded {
         unpacked.collect()
     }
     fn mark(&mut self, proto: u8, port: u16) {
-        let slot =
-            must(port_filter_slot(proto).ok_or_else(|| anyhow!("protocol {proto} has no filter")));
+        let transport = Transport::from_proto(proto);
+        let slot = port_filter_slot(must(
+            transport.ok_or_else(|| anyhow!("protocol {proto} has no filter")),
+        ));
         let filter = self
             .ports
             .entry(slot)

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow, FlowFlags,
-    FlowKey, Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+    FlowKey, Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, Transport,
+    XdpDevice,
 };
 use lb_common::family::{Address, Family};
 use lb_common::pipeline::ip::Ip;
@@ -272,9 +273,9 @@ impl<F: Halves> Tables<F> for Native {
     type Entry = Entry<F>;
     type Scratch = Box<Scratch<F>>;
 
-    fn may_be_ours(&self, proto: u8, port: Be16) -> bool {
-        self.ports.contains(&(proto, port.to_host()))
-            || (self.config.snat_port_min..=self.config.snat_port_max).contains(&port.to_host())
+    fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
+        self.ports.contains(&(transport.proto(), port.to_host()))
+            || self.config.snat_ports.contains(port.to_host())
     }
     fn is_direct_port(&self, port: Be16) -> bool {
         self.direct.borrow().contains(&port.to_host())

@@ -25,7 +25,7 @@ use lb_common::{
         Addr4, Addr6, AffinityKey, Backend, BackendFlags, BackendState, Be16, Be32, Config,
         Counter, DropReason, FrontendKind, ModeFlags, PORT_FILTER_WORDS, PacketCount, PortFilter,
         SELECTION_BLOCK_ROWS, SelectionBlock, SelectionList, Service, ServiceFlags, ServiceKey,
-        port_filter_slot, proto,
+        Transport, port_filter_slot, proto,
     },
     names,
 };
@@ -267,7 +267,8 @@ impl Hooks {
                     self.insert(names::maps::SERVICES[V6::INDEX], key, service.sealed(&key))?;
                 }
             }
-            let slot = port_filter_slot(proto).context("TCP and UDP have a filter")?;
+            let transport = Transport::from_proto(proto).context("TCP and UDP have a filter")?;
+            let slot = port_filter_slot(transport);
             let filter = &mut self.port_filter[usize::try_from(slot)?];
             filter.words[usize::from(addr.port() / 32)] |= 1 << (addr.port() % 32);
             let filter = *filter;

@@ -84,8 +84,7 @@ impl Agent {
             } else {
                 entry.node_v6
             };
-            entry.snat_port_min = config.snat_ports.first;
-            entry.snat_port_max = config.snat_ports.last;
+            entry.snat_ports = config.snat_ports;
             entry.modes = modes;
             entry.netns_cookie = cookie;
             entry.hz = hz;

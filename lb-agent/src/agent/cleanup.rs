@@ -11,7 +11,6 @@ use crate::{
         load::is_bpffs,
         maps::{Maps, pin_dir},
     },
-    net::PortRange,
     node::{
         netlink::Socket,
         reserved,
@@ -52,12 +51,8 @@ pub(crate) fn cleanup(bpffs: &Path) -> Result<Removed> {
         removed.pins += remove_all(&version)?;
     }
     fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))?;
-    if let Some(config) = ports.filter(|config| config.snat_port_max != 0) {
-        reserved::release(PortRange {
-            first: config.snat_port_min,
-            last: config.snat_port_max,
-        })
-        .context("cannot give the reserved ports back")?;
+    if let Some(config) = ports.filter(|config| config.snat_ports.last != 0) {
+        reserved::release(config.snat_ports).context("cannot give the reserved ports back")?;
     }
     Ok(removed)
 }

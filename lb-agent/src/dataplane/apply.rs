@@ -16,7 +16,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::{V4, V6};
+use lb_common::{V4, V6, abi::PortRange};
 
 use super::{
     family::FamilyState,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     desired::state::{Change, PortKey},
-    net::{IpFamily, PortRange},
+    net::IpFamily,
 };
 
 /// What the dataplane must know besides the desired state.

@@ -11,7 +11,7 @@ use lb_common::{
     V4, V6,
     abi::{
         Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PORT_FILTER_WORDS,
-        PortFilter, Service, ServiceKey, SrcRangeKey, service_check,
+        PortFilter, Service, ServiceKey, SrcRangeKey, Transport, port_filter_slot, service_check,
     },
     family::Family,
     names::maps,
@@ -192,7 +192,7 @@ impl<F: Family> FakeFamily<F> {
             if key.proto == 0 {
                 continue;
             }
-            let slot = lb_common::abi::port_filter_slot(key.proto).unwrap() as usize;
+            let slot = port_filter_slot(Transport::from_proto(key.proto).unwrap()) as usize;
             assert!(
                 journal.port_bit(slot, key.port.to_host()),
                 "port filter hides a frontend"

@@ -2,7 +2,10 @@
 //! written and cleared after the last one is gone. The ports for source translation keep theirs.
 
 use lb_common::{
-    abi::{PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, ServiceKey, port_filter_slot},
+    abi::{
+        PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, PortRange, ServiceKey, Transport,
+        port_filter_slot,
+    },
     family::Family,
 };
 
@@ -11,7 +14,6 @@ use super::{
     store::{MapStore, StoreResult},
     uses::Uses,
 };
-use crate::net::PortRange;
 
 const _: () = assert!(PORT_FILTER_WORDS * 32 == 65_536);
 
@@ -27,7 +29,7 @@ impl Bit {
     /// The bit that a frontend needs; the entry of a whole address needs none.
     fn of<F: Family>(key: &ServiceKey<F>) -> Option<Bit> {
         Some(Bit {
-            slot: port_filter_slot(key.proto)?,
+            slot: port_filter_slot(Transport::from_proto(key.proto)?),
             port: key.port.to_host(),
         })
     }
@@ -109,8 +111,7 @@ impl UsedPorts {
             }
         }
         store.update_config(&mut |config| {
-            config.snat_port_min = range.first;
-            config.snat_port_max = range.last;
+            config.snat_ports = range;
         })?;
         self.has_snat_ports = true;
         Ok(())

@@ -3,7 +3,7 @@
 
 use std::{env, fs, io, path::PathBuf};
 
-use crate::net::PortRange;
+use lb_common::abi::PortRange;
 
 /// Names the directory with this node's `net/` settings where `/proc/sys` is not writable: in a container that is not
 /// privileged the host's is mounted elsewhere.
@@ -51,7 +51,7 @@ fn with_range(list: &str, range: PortRange) -> Option<String> {
     });
     if ranges
         .into_iter()
-        .any(|other: PortRange| other.covers(&range))
+        .any(|other: PortRange| other.covers(range))
     {
         return None;
     }

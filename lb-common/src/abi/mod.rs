@@ -15,9 +15,11 @@ pub(crate) mod flags;
 mod flow;
 mod fragment;
 mod node;
+mod port_range;
 pub mod proto;
 mod service;
 mod socket;
+mod transport;
 
 pub use addr::{Addr4, Addr6, MacAddr};
 pub use affinity::{Affinity, AffinityKey, SrcRangeKey};
@@ -33,7 +35,9 @@ pub use node::{
     Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey,
     PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, XdpDevice, port_filter_slot,
 };
+pub use port_range::{PortRange, PortRangeError};
 pub use service::{
     FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check,
 };
 pub use socket::{OriginKind, SocketOrigin, SocketOriginKey};
+pub use transport::Transport;

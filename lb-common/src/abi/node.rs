@@ -1,7 +1,7 @@
 //! This node: interfaces, addresses, configuration, clock. Written by the agent, read by programs.
 
 use super::flags::flags;
-use super::{Addr4, Addr6, MacAddr};
+use super::{Addr4, Addr6, MacAddr, PortRange, Transport};
 use crate::family::Family;
 
 /// An interface that we serve. Value of `interfaces`, a hash by ifindex (`u32`).
@@ -97,10 +97,8 @@ pub struct Config {
     pub cluster_net_v6: Addr6,
     /// Its mask in network byte order.
     pub cluster_mask_v6: Addr6,
-    /// First port for source translation, host byte order.
-    pub snat_port_min: u16,
-    /// Last port for source translation, host byte order.
-    pub snat_port_max: u16,
+    /// Ports for source translation; 0-0 before the agent wrote any.
+    pub snat_ports: PortRange,
     /// What the agent's flags ask for.
     pub modes: ModeFlags,
     /// The agent's network namespace cookie; socket hooks act only on sockets in it unless
@@ -161,12 +159,11 @@ pub struct PortFilter {
 
 /// Element of `port_filter` for a protocol.
 #[inline(always)]
-pub const fn port_filter_slot(proto: u8) -> Option<u32> {
-    match proto {
-        super::proto::TCP => Some(0),
-        super::proto::UDP => Some(1),
-        super::proto::SCTP => Some(2),
-        _ => None,
+pub const fn port_filter_slot(transport: Transport) -> u32 {
+    match transport {
+        Transport::Tcp => 0,
+        Transport::Udp => 1,
+        Transport::Sctp => 2,
     }
 }
 

@@ -1,4 +1,4 @@
-//! IANA protocol numbers that Services use.
+//! IANA protocol numbers.
 
 /// TCP.
 pub const TCP: u8 = 6;

@@ -12,7 +12,8 @@ use super::head::Parsed;
 use super::ip::Ip;
 use super::tables::{FlowEntry, Insert, Tables};
 use crate::abi::{
-    Counter, DropReason, Flow, FlowFlags, FlowKey, Scratch, Side, Translation, flow_check, proto,
+    Counter, DropReason, Flow, FlowFlags, FlowKey, Scratch, Side, Translation, Transport,
+    flow_check,
 };
 use crate::wire::TcpFlags;
 
@@ -92,7 +93,7 @@ pub fn is_stale<F: Ip, T: Tables<F>>(
         return false;
     }
     let syn = packet.is_syn();
-    if !syn && packet.ip.proto != proto::UDP {
+    if !syn && !packet.is_udp() {
         return false;
     }
     if backend_gone(tables, flow) {
@@ -135,7 +136,7 @@ pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
         *other_key = flow.egress_key(key);
         remove(tables, other_key);
     }
-    if key.proto != proto::UDP {
+    if key.proto != Transport::Udp.proto() {
         *other_key = flow.partner_key(key);
         remove(tables, other_key);
     }

@@ -37,7 +37,7 @@ fn key<F: Ip>(parsed: &Parsed<F>, side: Side) -> FragmentKey<F> {
         parsed.ip.saddr,
         parsed.ip.daddr,
         parsed.ip.id,
-        parsed.ip.proto,
+        parsed.transport.proto(),
         side,
     )
 }

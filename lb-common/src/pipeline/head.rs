@@ -1,7 +1,7 @@
 //! What the pipeline knows of a packet's headers: [`IpHead`], and with its ports [`Parsed`].
 
 use super::packet::Offset;
-use crate::abi::{Be16, FlowKey, Side, proto};
+use crate::abi::{Be16, FlowKey, Side, Transport};
 use crate::family::Family;
 use crate::wire::TcpFlags;
 
@@ -45,6 +45,8 @@ pub struct Parsed<F: Family> {
     pub ip: IpHead<F>,
     /// Where the IP header starts.
     pub l3: Offset,
+    /// What follows the IP header, of which later fragments hold no header.
+    pub transport: Transport,
     /// Source port; 0 in a later fragment until it is known.
     pub sport: Be16,
     /// Destination port; 0 in a later fragment until it is known.
@@ -62,14 +64,19 @@ impl<F: Family> Parsed<F> {
             self.ip.daddr,
             self.sport,
             self.dport,
-            self.ip.proto,
+            self.transport.proto(),
             side,
         )
     }
     /// Whether this is TCP.
     #[inline(always)]
     pub fn is_tcp(&self) -> bool {
-        self.ip.proto == proto::TCP
+        self.transport == Transport::Tcp
+    }
+    /// Whether this is UDP.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        self.transport == Transport::Udp
     }
     /// Whether this opens a TCP connection.
     #[inline(always)]
@@ -87,4 +94,14 @@ impl<F: Family> Parsed<F> {
 #[inline(always)]
 pub fn plain_l4<F: Family>(l3: Offset) -> Offset {
     l3.plus(if F::IS_V6 { 40 } else { 20 })
+}
+
+/// The transport of a protocol number, where its packets are translated. The one door for another protocol: SCTP stays
+/// outside as long as nothing repairs its CRC.
+#[inline(always)]
+pub const fn translated(proto: u8) -> Option<Transport> {
+    match Transport::from_proto(proto) {
+        Some(Transport::Sctp) | None => None,
+        tcp_or_udp => tcp_or_udp,
+    }
 }

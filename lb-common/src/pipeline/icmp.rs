@@ -6,7 +6,7 @@
 //! packet is applied to the outer header, and mirrored to the quote. Errors about flows with source
 //! translation thus pass two hooks, as the packets do.
 
-use super::head::{FragmentPart, IpHead};
+use super::head::{FragmentPart, IpHead, translated};
 use super::ip::Ip;
 use super::packet::{Offset, PacketBuf, SLOW_BYTES};
 use super::rewrite::{self, Addresses};
@@ -14,14 +14,15 @@ use super::tables::{Tables, is_pod_interface};
 use super::verdict::{Outcome, Step};
 use super::{flow, nat};
 use crate::abi::{
-    Be16, Counter, DropReason, FlowFlags, FlowKey, Scratch, Side, Translation, proto,
+    Be16, Counter, DropReason, FlowFlags, FlowKey, Scratch, Side, Translation, Transport,
 };
 use crate::wire::checksum::Diff;
-use crate::wire::{Icmp, NdOption, Ports, Tcp, Udp, W16, icmp4, icmp6};
+use crate::wire::{Icmp, NdOption, Ports, W16, check_at, icmp4, icmp6};
 
 /// What an error quotes.
 struct Quote<F: Ip> {
     ip: IpHead<F>,
+    transport: Transport,
     l3: Offset,
     sport: Be16,
     dport: Be16,
@@ -129,12 +130,14 @@ fn redirected<P: PacketBuf>(packet: &P, icmp: Offset) -> Option<Offset> {
 #[inline(always)]
 fn quoted<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Option<Quote<F>> {
     let ip = F::any(packet, l3)?;
-    if (ip.proto != proto::TCP && ip.proto != proto::UDP) || ip.fragment == FragmentPart::Later {
+    let transport = translated(ip.proto)?;
+    if ip.fragment == FragmentPart::Later {
         return None;
     }
     let ports = packet.header::<Ports>(ip.l4)?;
     Some(Quote {
         ip,
+        transport,
         l3,
         sport: ports.sport(),
         dport: ports.dport(),
@@ -150,8 +153,8 @@ fn find<F: Ip, T: Tables<F>>(
     side: Side,
     scratch: &mut Scratch<F>,
 ) -> Option<bool> {
-    let ip = &quote.ip;
-    scratch.key = FlowKey::new(ip.daddr, ip.saddr, quote.dport, quote.sport, ip.proto, side);
+    let (ip, proto) = (&quote.ip, quote.transport.proto());
+    scratch.key = FlowKey::new(ip.daddr, ip.saddr, quote.dport, quote.sport, proto, side);
     if let Some(place) = flow::fetch(tables, scratch) {
         return Some(place.confirmed);
     }
@@ -168,8 +171,7 @@ fn find<F: Ip, T: Tables<F>>(
             // The stack itself reports a packet that it could not forward, between the two hooks of a
             // flow with source translation and maybe before any reply: then the entry for the error's
             // direction at this side is not there yet, but that of the packet leads to it.
-            scratch.key =
-                FlowKey::new(ip.saddr, ip.daddr, quote.sport, quote.dport, ip.proto, side);
+            scratch.key = FlowKey::new(ip.saddr, ip.daddr, quote.sport, quote.dport, proto, side);
             flow::fetch(tables, scratch)?;
             if scratch.flow.flags & (FlowFlags::EGRESS | FlowFlags::REPLY) != FlowFlags::EGRESS {
                 return None;
@@ -222,11 +224,8 @@ fn rewrite<F: Ip, P: PacketBuf>(
     data = data.word(old, new);
     packet.header_mut::<Ports>(quote.ip.l4)?.set_word(new);
 
-    let udp = quote.ip.proto == proto::UDP;
-    let at = quote
-        .ip
-        .l4
-        .plus(if udp { Udp::CHECK_AT } else { Tcp::CHECK_AT });
+    let udp = quote.transport == Transport::Udp;
+    let at = quote.ip.l4.plus(check_at(quote.transport));
     // A quote may end behind the first eight bytes of TCP, and what follows be padding of the frame.
     if at.get() + 2 <= l3.get() + outer.ip_len
         && let Some(field) = packet.header_mut::<W16>(at)

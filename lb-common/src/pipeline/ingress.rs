@@ -9,7 +9,7 @@ use super::rewrite::{self, Addresses};
 use super::tables::{FlowEntry, Tables};
 use super::verdict::{Hook, Outcome, Step};
 use super::{flow, fragment, icmp, nat, service, transmit};
-use crate::abi::{Counter, DropReason, FlowFlags, Scratch, Side, flow_check, proto};
+use crate::abi::{Counter, DropReason, FlowFlags, Scratch, Side, flow_check};
 
 /// One packet arrives, fast stage: translates what belongs to an established flow.
 #[inline(always)]
@@ -43,7 +43,7 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     {
         if backend.generation() == flow.generation {
             service_id = backend.service_id;
-        } else if parsed.ip.proto == proto::UDP && !flow.has(FlowFlags::DIRECT) {
+        } else if parsed.is_udp() && !flow.has(FlowFlags::DIRECT) {
             return Ok(Step::Slow);
         }
     }

@@ -3,7 +3,7 @@
 use super::ip::Ip;
 use super::verdict::Hook;
 use crate::abi::{
-    Backend, BackendFlags, Be16, Config, FlowFlags, ModeFlags, Service, ServiceFlags,
+    Backend, BackendFlags, Be16, Config, FlowFlags, ModeFlags, PortRange, Service, ServiceFlags,
 };
 
 /// How the source of a new flow is to be handled.
@@ -60,8 +60,8 @@ pub struct Source<F: Ip> {
     pub nat: Nat,
     /// The node's address that takes its place, where it does.
     pub addr: F::Addr,
-    /// First and last port for source translation, host byte order.
-    pub ports: (u16, u16),
+    /// Ports for source translation.
+    pub ports: PortRange,
     /// Next hop for XDP: interface and link-layer address; 0 unknown.
     pub ifindex: u32,
     /// See `ifindex`.
@@ -73,6 +73,5 @@ pub struct Source<F: Ip> {
 /// Whether this node may have given the port to a flow with source translation.
 #[inline(always)]
 pub fn in_snat_range(config: &Config, port: Be16) -> bool {
-    let port = port.to_host();
-    port >= config.snat_port_min && port <= config.snat_port_max
+    config.snat_ports.contains(port.to_host())
 }

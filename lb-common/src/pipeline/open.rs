@@ -83,7 +83,7 @@ fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
     let mut source = Source {
         nat: Nat::Keep,
         addr: F::node_addr(&config),
-        ports: (config.snat_port_min, config.snat_port_max),
+        ports: config.snat_ports,
         ifindex: 0,
         dmac: MacAddr::default(),
         flags: FlowFlags::NONE,
@@ -132,7 +132,7 @@ fn plan<F: Ip, P: PacketBuf, T: Tables<F>>(
         daddr: key.daddr,
         sport: key.sport,
         dport: key.dport,
-        proto: key.proto,
+        transport: parsed.transport,
         inside: pod,
     };
     let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
@@ -297,7 +297,7 @@ fn write_reply<F: Ip, T: Tables<F>>(
     reply: &mut Flow<F>,
     source: &Source<F>,
 ) -> Result<(), DropReason> {
-    let (first, last) = (source.ports.0 as u32, source.ports.1 as u32);
+    let (first, last) = (source.ports.first as u32, source.ports.last as u32);
     let span = last.wrapping_sub(first).wrapping_add(1) & 0xffff;
     let keep = source.nat == Nat::Keep && !source.flags.contains(FlowFlags::DIRECT);
     let mut hash = hash::connection::<F>(

@@ -1,9 +1,9 @@
 //! Packet → [`Parsed`].
 
-use super::head::{FragmentPart, IpHead, Parsed};
+use super::head::{FragmentPart, IpHead, Parsed, translated};
 use super::ip::Ip;
 use super::packet::{Offset, PacketBuf};
-use crate::abi::{Be16, proto};
+use crate::abi::{Be16, Transport};
 use crate::wire::{Ports, Tcp, TcpFlags};
 
 /// What the fast path makes of a packet.
@@ -22,11 +22,11 @@ pub fn fast<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Fast<F> {
     let Some(ip) = F::plain(packet, l3) else {
         return Fast::Slow;
     };
-    if ip.proto != proto::TCP && ip.proto != proto::UDP {
+    let Some(transport) = translated(ip.proto) else {
         let maybe_ours = ip.proto == F::ICMP || (F::IS_V6 && is_extension(ip.proto));
         return if maybe_ours { Fast::Slow } else { Fast::Other };
-    }
-    match transport(packet, l3, ip) {
+    };
+    match with_ports(packet, l3, ip, transport) {
         Some(parsed) => Fast::Plain(parsed),
         None => Fast::Slow,
     }
@@ -36,29 +36,34 @@ pub fn fast<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Fast<F> {
 #[inline(always)]
 pub fn any<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Option<Parsed<F>> {
     let ip = F::any(packet, l3)?;
-    if ip.proto != proto::TCP && ip.proto != proto::UDP {
-        return None;
-    }
+    let transport = translated(ip.proto)?;
     if ip.fragment == FragmentPart::Later {
         let none = Be16 { be: 0 };
         return Some(Parsed {
             ip,
             l3,
+            transport,
             sport: none,
             dport: none,
             tcp_flags: TcpFlags::NONE,
         });
     }
-    transport(packet, l3, ip)
+    with_ports(packet, l3, ip, transport)
 }
 
 #[inline(always)]
-fn transport<F: Ip, P: PacketBuf>(packet: &P, l3: Offset, ip: IpHead<F>) -> Option<Parsed<F>> {
-    if ip.proto == proto::TCP {
+fn with_ports<F: Ip, P: PacketBuf>(
+    packet: &P,
+    l3: Offset,
+    ip: IpHead<F>,
+    transport: Transport,
+) -> Option<Parsed<F>> {
+    if transport == Transport::Tcp {
         let tcp = packet.header::<Tcp>(ip.l4)?;
         return Some(Parsed {
             ip,
             l3,
+            transport,
             sport: tcp.ports.sport(),
             dport: tcp.ports.dport(),
             tcp_flags: tcp.flags,
@@ -68,6 +73,7 @@ fn transport<F: Ip, P: PacketBuf>(packet: &P, l3: Offset, ip: IpHead<F>) -> Opti
     Some(Parsed {
         ip,
         l3,
+        transport,
         sport: ports.sport(),
         dport: ports.dport(),
         tcp_flags: TcpFlags::NONE,

@@ -3,9 +3,9 @@
 use super::head::{FragmentPart, Parsed};
 use super::ip::Ip;
 use super::packet::{Offset, PacketBuf};
-use crate::abi::{Be16, DropReason, MacAddr, Translation, proto};
+use crate::abi::{Be16, DropReason, MacAddr, Translation};
 use crate::wire::checksum::Diff;
-use crate::wire::{Eth, Ports, Tcp, Udp};
+use crate::wire::{Eth, Ports, check_at};
 
 /// Which addresses are written. Ports are always written both, as one word.
 #[repr(u32)]
@@ -43,12 +43,8 @@ pub fn translate<F: Ip, P: PacketBuf>(
         } else {
             Diff::NONE.word(old, new)
         };
-        let udp = parsed.ip.proto == proto::UDP;
-        let at = parsed
-            .ip
-            .l4
-            .plus(if udp { Udp::CHECK_AT } else { Tcp::CHECK_AT });
-        if !packet.repair_checksum::<F>(at, addresses, ports, udp) {
+        let at = parsed.ip.l4.plus(check_at(parsed.transport));
+        if !packet.repair_checksum::<F>(at, addresses, ports, parsed.is_udp()) {
             return Err(DropReason::Rewrite);
         }
         if old != new {

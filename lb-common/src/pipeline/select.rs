@@ -5,7 +5,7 @@ use super::ip::Ip;
 use super::tables::Tables;
 use crate::abi::{
     Affinity, AffinityKey, Backend, BackendFlags, Be16, Counter, SelectionList, Service,
-    ServiceFlags, proto,
+    ServiceFlags, Transport,
 };
 use crate::family::Family;
 
@@ -20,8 +20,8 @@ pub struct Dial<F: Family> {
     pub sport: Be16,
     /// Dialled port.
     pub dport: Be16,
-    /// IANA protocol number.
-    pub proto: u8,
+    /// Protocol.
+    pub transport: Transport,
     /// From a pod or process of this node: the short-circuit of semantics 8.6 applies.
     pub inside: bool,
 }
@@ -85,7 +85,7 @@ pub fn backend<F: Ip, T: Tables<F>>(
             tables,
             service,
             list,
-            hash::connection::<F>(&dial.saddr, &dial.daddr, ports, dial.proto),
+            hash::connection::<F>(&dial.saddr, &dial.daddr, ports, dial.transport.proto()),
         );
     }
     let key = AffinityKey {
@@ -95,7 +95,7 @@ pub fn backend<F: Ip, T: Tables<F>>(
     let Some(kept) = tables.affinity(&key) else {
         let chosen = row(tables, service, list, hash::client::<F>(&dial.saddr));
         // One exchange of datagrams never confirms its flow; of TCP a flood must not fill the table.
-        if dial.proto == proto::UDP
+        if dial.transport == Transport::Udp
             && let Some(choice) = &chosen
         {
             let value = Affinity {
@@ -127,7 +127,7 @@ pub fn backend<F: Ip, T: Tables<F>>(
         let hash = if live {
             hash::client::<F>(&dial.saddr)
         } else {
-            hash::connection::<F>(&dial.saddr, &dial.daddr, ports, dial.proto)
+            hash::connection::<F>(&dial.saddr, &dial.daddr, ports, dial.transport.proto())
         };
         chosen = row(tables, service, list, hash);
     }

@@ -4,7 +4,7 @@ use super::head::Parsed;
 use super::ip::Ip;
 use super::tables::Tables;
 use super::verdict::Hook;
-use crate::abi::{Be16, Config, Counter, Service, ServiceKey, port_filter_slot, service_check};
+use crate::abi::{Be16, Config, Counter, Service, ServiceKey, service_check};
 
 /// The frontend of a key, whose check holds. An element that was handed out again meanwhile is looked up once more.
 #[inline(always)]
@@ -25,10 +25,7 @@ pub fn find<F: Ip, T: Tables<F>>(tables: &T, key: &ServiceKey<F>) -> Option<Serv
 /// Whether an arriving packet can concern us at all.
 #[inline(always)]
 pub fn may_be_ours<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, parsed: &Parsed<F>) -> bool {
-    if port_filter_slot(parsed.ip.proto).is_none() {
-        return false;
-    }
-    if tables.may_be_ours(parsed.ip.proto, parsed.dport) {
+    if tables.may_be_ours(parsed.transport, parsed.dport) {
         return true;
     }
     // Every port of a ClusterIP concerns us: what no Service defines is refused (semantics 11.1).

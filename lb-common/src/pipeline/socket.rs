@@ -4,13 +4,14 @@
 //! later. What the process sees is kept right by `socket_origins`: a backend's address is reported as
 //! the address that was dialled, and an unconnected UDP socket keeps its backend for each address.
 
+use super::head::translated;
 use super::ip::Ip;
 use super::select::{self, Choice, Dial};
 use super::tables::Tables;
 use super::{affinity, service};
 use crate::abi::{
     Addr4, Addr6, Be16, Counter, DropReason, ModeFlags, OriginKind, Service, ServiceFlags,
-    ServiceKey, SocketOrigin, SocketOriginKey, proto,
+    ServiceKey, SocketOrigin, SocketOriginKey, Transport,
 };
 use crate::family::{Address, Family, V4, V6};
 
@@ -64,21 +65,20 @@ where
     C: SocketCall<F>,
     T: Tables<F> + SocketTables,
 {
-    let proto = call.proto();
-    if proto != proto::TCP && proto != proto::UDP {
+    let Some(transport) = translated(call.proto()) else {
         return Ok(SocketVerdict::Pass);
-    }
+    };
     let (daddr, dport) = (call.addr(), call.port());
-    let found = match find(tables, &daddr, dport, proto) {
+    let found = match find(tables, &daddr, dport, transport) {
         Some(found) => found,
         None => return Ok(SocketVerdict::Pass),
     };
     let cookie = call.cookie();
-    let choice = match choose(call, tables, found, proto, cookie)? {
+    let choice = match choose(call, tables, found, transport, cookie)? {
         Chosen::Backend(choice) => choice,
         Chosen::Verdict(verdict) => return Ok(verdict),
     };
-    remember(tables, &choice, cookie, (&daddr, dport), proto);
+    remember(tables, &choice, cookie, (&daddr, dport), transport);
     call.set(choice.backend.addr, choice.backend.port);
     tables.count(Counter::SocketConnect);
     Ok(SocketVerdict::Translated)
@@ -108,15 +108,15 @@ where
     C: SocketCall<F>,
     T: Tables<F> + SocketTables,
 {
-    if call.proto() != proto::UDP {
+    if translated(call.proto()) != Some(Transport::Udp) {
         return Ok(SocketVerdict::Pass);
     }
     let (daddr, dport) = (call.addr(), call.port());
-    if !may_be_ours(tables, &daddr, dport, proto::UDP) {
+    if !may_be_ours(tables, &daddr, dport, Transport::Udp) {
         return Ok(SocketVerdict::Pass);
     }
     let cookie = call.cookie();
-    let dialled = key::<F>(cookie, &daddr, dport, OriginKind::Dialled, proto::UDP);
+    let dialled = key::<F>(cookie, &daddr, dport, OriginKind::Dialled, Transport::Udp);
     // Whoever has an entry passed the check of its namespace when the entry was made.
     if let Some(kept) = tables.origin(&dialled)
         && let Some(backend) = tables.backend(kept.backend)
@@ -127,16 +127,16 @@ where
         tables.count(Counter::SocketSend);
         return Ok(SocketVerdict::Translated);
     }
-    let found = match lookup(tables, &daddr, dport, proto::UDP) {
+    let found = match lookup(tables, &daddr, dport, Transport::Udp) {
         Some(found) => found,
         None => return Ok(SocketVerdict::Pass),
     };
-    let choice = match choose(call, tables, found, proto::UDP, cookie)? {
+    let choice = match choose(call, tables, found, Transport::Udp, cookie)? {
         Chosen::Backend(choice) => choice,
         Chosen::Verdict(verdict) => return Ok(verdict),
     };
     // The way back first: no datagram leaves whose answer would show the backend's address.
-    remember(tables, &choice, cookie, (&daddr, dport), proto::UDP);
+    remember(tables, &choice, cookie, (&daddr, dport), Transport::Udp);
     tables.set_origin(
         &dialled,
         &origin(&choice, &choice.backend.addr, choice.backend.port),
@@ -154,16 +154,15 @@ where
     C: SocketCall<F>,
     T: Tables<F> + SocketTables,
 {
-    let proto = call.proto();
-    if proto != proto::TCP && proto != proto::UDP {
+    let Some(transport) = translated(call.proto()) else {
         return;
-    }
+    };
     let key = key::<F>(
         call.cookie(),
         &call.addr(),
         call.port(),
         OriginKind::Backend,
-        proto,
+        transport,
     );
     if let Some(origin) = tables.origin(&key) {
         call.set(F::Addr::from_words(origin.addr.be), origin.port);
@@ -200,16 +199,26 @@ enum Chosen<F: Family> {
 }
 
 #[inline(always)]
-fn may_be_ours<F: Ip, T: Tables<F>>(tables: &T, daddr: &F::Addr, dport: Be16, proto: u8) -> bool {
-    tables.may_be_ours(proto, dport) || F::in_cluster_range(&tables.config(), daddr)
+fn may_be_ours<F: Ip, T: Tables<F>>(
+    tables: &T,
+    daddr: &F::Addr,
+    dport: Be16,
+    transport: Transport,
+) -> bool {
+    tables.may_be_ours(transport, dport) || F::in_cluster_range(&tables.config(), daddr)
 }
 
 #[inline(always)]
-fn find<F: Ip, T: Tables<F>>(tables: &T, daddr: &F::Addr, dport: Be16, proto: u8) -> Option<Found> {
-    if !may_be_ours(tables, daddr, dport, proto) {
+fn find<F: Ip, T: Tables<F>>(
+    tables: &T,
+    daddr: &F::Addr,
+    dport: Be16,
+    transport: Transport,
+) -> Option<Found> {
+    if !may_be_ours(tables, daddr, dport, transport) {
         return None;
     }
-    lookup(tables, daddr, dport, proto)
+    lookup(tables, daddr, dport, transport)
 }
 
 #[inline(always)]
@@ -217,9 +226,10 @@ fn lookup<F: Ip, T: Tables<F>>(
     tables: &T,
     daddr: &F::Addr,
     dport: Be16,
-    proto: u8,
+    transport: Transport,
 ) -> Option<Found> {
-    if let Some(service) = service::find(tables, &ServiceKey::new(*daddr, dport, proto)) {
+    if let Some(service) = service::find(tables, &ServiceKey::new(*daddr, dport, transport.proto()))
+    {
         return Some(Found::Service(service));
     }
     if !F::in_cluster_range(&tables.config(), daddr) {
@@ -234,7 +244,7 @@ fn choose<F, C, T>(
     call: &C,
     tables: &T,
     found: Found,
-    proto: u8,
+    transport: Transport,
     cookie: u64,
 ) -> Result<Chosen<F>, DropReason>
 where
@@ -248,7 +258,7 @@ where
     if !home {
         // A pod's loopback is its own, and its UDP stays with the packet hooks, which follow a change
         // of endpoints.
-        let ours = config.modes.contains(ModeFlags::SOCKET_ALL) && proto == proto::TCP;
+        let ours = config.modes.contains(ModeFlags::SOCKET_ALL) && transport == Transport::Tcp;
         if !ours || is_loopback::<F>(&daddr) {
             return Ok(Chosen::Verdict(SocketVerdict::Pass));
         }
@@ -286,7 +296,7 @@ where
         daddr,
         sport: stand_in_port(cookie),
         dport: call.port(),
-        proto,
+        transport,
         inside: true,
     };
     let choice = select::backend(tables, &service, &list, &dial).ok_or(DropReason::BackendGone)?;
@@ -327,7 +337,7 @@ fn remember<F: Ip, T: SocketTables>(
     choice: &Choice<F>,
     cookie: u64,
     (daddr, dport): (&F::Addr, Be16),
-    proto: u8,
+    transport: Transport,
 ) {
     let backend = &choice.backend;
     let key = key::<F>(
@@ -335,7 +345,7 @@ fn remember<F: Ip, T: SocketTables>(
         &backend.addr,
         backend.port,
         OriginKind::Backend,
-        proto,
+        transport,
     );
     tables.set_origin(&key, &origin(choice, daddr, dport));
 }
@@ -346,10 +356,10 @@ fn key<F: Family>(
     addr: &F::Addr,
     port: Be16,
     kind: OriginKind,
-    proto: u8,
+    transport: Transport,
 ) -> SocketOriginKey {
     let family = if F::IS_V6 { 6 } else { 4 };
-    SocketOriginKey::new(cookie, wide(addr), port, kind, family, proto)
+    SocketOriginKey::new(cookie, wide(addr), port, kind, family, transport.proto())
 }
 
 #[inline(always)]

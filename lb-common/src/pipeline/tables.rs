@@ -3,8 +3,9 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Config, Counter, Event, Flow, FlowFlags, FlowKey, Fragment,
-    FragmentKey, Interface, InterfaceRole, MacAddr, Scratch, Service, ServiceKey, XdpDevice,
+    Affinity, AffinityKey, Backend, Be16, Config, Counter, Event, Flow, FlowFlags, FlowKey,
+    Fragment, FragmentKey, Interface, InterfaceRole, MacAddr, Scratch, Service, ServiceKey,
+    Transport, XdpDevice,
 };
 use crate::family::Family;
 
@@ -45,11 +46,11 @@ pub trait Tables<F: Family> {
     type Scratch: DerefMut<Target = Scratch<F>>;
 
     /// Whether a destination port may be ours (`port_filter`).
-    fn may_be_ours(&self, proto: u8, port: crate::abi::Be16) -> bool;
+    fn may_be_ours(&self, transport: Transport, port: Be16) -> bool;
     /// Whether a direct connection to this port got a flow of its own.
-    fn is_direct_port(&self, port: crate::abi::Be16) -> bool;
+    fn is_direct_port(&self, port: Be16) -> bool;
     /// Notes that one did.
-    fn note_direct_port(&self, port: crate::abi::Be16);
+    fn note_direct_port(&self, port: Be16);
     /// A confirmed flow.
     fn flow(&self, key: &FlowKey<F>) -> Option<Self::Entry>;
     /// A flow that is not confirmed.

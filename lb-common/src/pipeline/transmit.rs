@@ -31,7 +31,7 @@ pub(super) fn transmit_found<F: Ip, P: PacketBuf, T: Tables<F>>(
     let hop = packet.route::<F>(
         &parsed.ip.saddr,
         &flow.to.daddr,
-        parsed.ip.proto,
+        parsed.transport.proto(),
         parsed.ip.ip_len,
     );
     tables.count(Counter::NextHop);

@@ -18,7 +18,7 @@ pub use field::{W16, W32, W64};
 pub use icmp::{Icmp, NdOption, icmp4, icmp6};
 pub use ipv4::Ipv4;
 pub use ipv6::{Ipv6, Ipv6Ext, Ipv6Fragment, next_header};
-pub use transport::{Ports, Tcp, TcpFlags, Udp};
+pub use transport::{Ports, Tcp, TcpFlags, Udp, check_at};
 
 /// A header that a window may show: only integers inside, every bit pattern valid.
 #[cfg(not(target_arch = "bpf"))]

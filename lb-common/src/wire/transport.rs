@@ -2,7 +2,7 @@
 
 use super::field::{W16, W32};
 use crate::abi::flags::flags;
-use crate::abi::{Be16, Be32};
+use crate::abi::{Be16, Be32, Transport};
 
 /// Source and destination port: the first four bytes of TCP, UDP and SCTP, moved as one word.
 #[repr(C)]
@@ -167,4 +167,14 @@ pub struct Udp {
 impl Udp {
     /// Offset of the checksum in the header.
     pub const CHECK_AT: u32 = 6;
+}
+
+/// Offset of the checksum in a transport header (of SCTP: RFC 9260, section 3.1).
+#[inline(always)]
+pub const fn check_at(transport: Transport) -> u32 {
+    match transport {
+        Transport::Udp => Udp::CHECK_AT,
+        Transport::Tcp => Tcp::CHECK_AT,
+        Transport::Sctp => 8,
+    }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use lb_common::abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow,
     FlowKey, Fragment, FragmentKey, Interface, Service, ServiceKey, SocketOrigin, SocketOriginKey,
-    XdpDevice,
+    Transport, XdpDevice,
 };
 use lb_common::pipeline::socket::{SocketCall, SocketTables};
 use lb_common::pipeline::tables::{Insert, Tables};
@@ -244,7 +244,7 @@ impl<F: FamilyMaps> Tables<F> for PreemptibleKernel {
     type Scratch = <Kernel as Tables<F>>::Scratch;
 
     as_kernel! {
-        fn may_be_ours(&self, proto: u8, port: Be16) -> bool;
+        fn may_be_ours(&self, transport: Transport, port: Be16) -> bool;
         fn is_direct_port(&self, port: Be16) -> bool;
         fn note_direct_port(&self, port: Be16);
         fn flow(&self, key: &FlowKey<F>) -> Option<Self::Entry>;

@@ -23,8 +23,8 @@ use lb_common::{
     V4,
     abi::{
         Backend, BackendFlags, BackendState, Be16, Config, Counter, FrontendKind,
-        PORT_FILTER_WORDS, PortFilter, SELECTION_BLOCK_ROWS, SelectionList, Service, ServiceFlags,
-        ServiceKey, port_filter_slot, proto,
+        PORT_FILTER_WORDS, PortFilter, PortRange, SELECTION_BLOCK_ROWS, SelectionList, Service,
+        ServiceFlags, ServiceKey, Transport, port_filter_slot, proto,
     },
     names,
 };
@@ -284,8 +284,10 @@ fn fill(programs: &mut Programs, services: u32, server: SocketAddr) -> Result<()
             node_v4: SERVER.into(),
             cluster_net_v4: Ipv4Addr::new(10, 96, 0, 0).into(),
             cluster_mask_v4: Ipv4Addr::new(255, 240, 0, 0).into(),
-            snat_port_min: 20_000,
-            snat_port_max: 29_999,
+            snat_ports: PortRange {
+                first: 20_000,
+                last: 29_999,
+            },
             netns_cookie: netns_cookie()?,
             ..Config::default()
         },
@@ -327,9 +329,12 @@ fn fill(programs: &mut Programs, services: u32, server: SocketAddr) -> Result<()
             programs.insert(names::maps::SERVICES[0], key, service.sealed(&key))?;
         }
     }
-    for proto in [proto::TCP, proto::UDP] {
-        let slot = port_filter_slot(proto).context("TCP and UDP have a filter")?;
-        programs.set(names::maps::PORT_FILTER, slot, filter)?;
+    for transport in [Transport::Tcp, Transport::Udp] {
+        programs.set(
+            names::maps::PORT_FILTER,
+            port_filter_slot(transport),
+            filter,
+        )?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendState, Be16, Config, Counter, DropReason, FrontendKind,
-    Interface, InterfaceRole, MacAddr, ModeFlags, SelectionList, Service, ServiceFlags, ServiceKey,
-    XdpDevice,
+    Interface, InterfaceRole, MacAddr, ModeFlags, PortRange, SelectionList, Service, ServiceFlags,
+    ServiceKey, XdpDevice,
 };
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{V4, V6};
@@ -76,8 +76,10 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
             cluster_mask_v4: V4::addr(ip("255.255.0.0")),
             cluster_net_v6: V6::addr(ip("fd00:10:96::")),
             cluster_mask_v6: V6::addr(ip("ffff:ffff:ffff:ffff:ffff:ffff:ffff:0")),
-            snat_port_min: 20_000,
-            snat_port_max: 29_999,
+            snat_ports: PortRange {
+                first: 20_000,
+                last: 29_999,
+            },
             ..Config::default()
         };
         dataplane.put_config(config);

@@ -41,7 +41,7 @@ fn new_service_port_is_published_after_its_backends_and_table() {
         "10.96.0.1".parse::<IpAddr>().unwrap()
     );
     assert_eq!(
-        (config.snat_port_min, config.snat_port_max),
+        (config.snat_ports.first, config.snat_ports.last),
         (20_000, 20_001)
     );
 }

@@ -9,9 +9,9 @@ use lb_common::{
     V4, V6,
     abi::{
         Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, FlowMapKey,
-        FrontendKind, Interface, InterfaceFlags, MacAddr, PortFilter, SELECTION_BLOCK_ROWS,
-        SelectionList, Service, ServiceFlags, ServiceKey, Side, Translation, XdpDevice, flow_check,
-        proto,
+        FrontendKind, Interface, InterfaceFlags, MacAddr, PortFilter, PortRange,
+        SELECTION_BLOCK_ROWS, SelectionList, Service, ServiceFlags, ServiceKey, Side, Translation,
+        XdpDevice, flow_check, proto,
     },
     names,
 };
@@ -60,8 +60,10 @@ impl Filled {
                 cluster_mask_v4: Ipv4Addr::new(255, 255, 0, 0).into(),
                 cluster_net_v6: Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0).into(),
                 cluster_mask_v6: Ipv6Addr::new(0xffff, 0xffff, 0xffff, 0, 0, 0, 0, 0).into(),
-                snat_port_min: 20_000,
-                snat_port_max: 29_999,
+                snat_ports: PortRange {
+                    first: 20_000,
+                    last: 29_999,
+                },
                 ..Config::default()
             },
         )?;
