@@ -1,9 +1,8 @@
 //! What the eBPF programs and the agent share: the layout of every map (`abi`), packet headers and
 //! checksums (`wire`) and the packet logic (`pipeline`).
 //!
-//! The crate is `no_std`, holds no `unsafe` outside `abi`'s `Pod` implementations and knows no
-//! kernel. `lb-ebpf` instantiates it over real contexts and maps; tests, fuzzing and `explain`
-//! instantiate it natively, so the two cannot drift.
+//! The crate is `no_std`, holds no `unsafe` and knows no kernel. `lb-ebpf` instantiates it over real
+//! contexts and maps, the tests and the fuzz targets over memory of their own, so the two cannot drift.
 #![no_std]
 #![expect(
     clippy::cast_lossless,

@@ -97,7 +97,8 @@ counters! {
         PortRewritten = 43 "port_rewritten",
         /// Lost races against another CPU for the same flow.
         InsertRace = 44 "insert_race",
-        /// Flows selected anew because their backend is gone.
+        /// Flows that gave way to a new one: their backend is gone, their client opens again from a port of a connection
+        /// that ended, or another flow took the tuple of their replies.
         Reselected = 45 "reselected",
         /// Packets refused with a TCP RST or an ICMP error.
         Refused = 46 "refused",

@@ -4,6 +4,7 @@ pub(crate) mod fib;
 mod pointer;
 pub(crate) mod sock_addr;
 pub(crate) mod tc;
+mod window;
 pub(crate) mod xdp;
 
 use pointer::packet_pointer;

@@ -9,7 +9,7 @@ use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
 use lb_common::wire::checksum::Diff;
 use lb_common::wire::{Header, W16};
 
-use super::packet_pointer;
+use super::{packet_pointer, window};
 
 /// `bpf_l4_csum_replace`: the addresses are IPv6, so that CHECKSUM_COMPLETE stays as it is (6.16).
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -33,12 +33,8 @@ impl TcPacket {
         packet_pointer!(self.skb, "80")
     }
     #[inline(always)]
-    fn at<T>(&self, at: Offset) -> Option<*mut T> {
-        let start = self.data() + at.get() as usize; // an Offset is at most 0x3ff: the verifier's bound
-        if start + size_of::<T>() > self.data_end() {
-            return None;
-        }
-        Some(start as *mut T)
+    fn at<T: Header>(&self, at: Offset) -> Option<*mut T> {
+        window::at(self.data(), self.data_end(), at)
     }
     /// EtherType of the packet in network byte order.
     #[inline(always)]

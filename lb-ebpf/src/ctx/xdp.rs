@@ -7,7 +7,7 @@ use lb_common::pipeline::rewrite::repair_directly;
 use lb_common::wire::Header;
 use lb_common::wire::checksum::Diff;
 
-use super::packet_pointer;
+use super::{packet_pointer, window};
 
 /// A frame.
 pub(crate) struct XdpPacket {
@@ -28,12 +28,8 @@ impl XdpPacket {
         packet_pointer!(self.ctx, "4")
     }
     #[inline(always)]
-    fn at<T>(&self, at: Offset) -> Option<*mut T> {
-        let start = self.data() + at.get() as usize; // an Offset is at most 0x3ff: the verifier's bound
-        if start + size_of::<T>() > self.data_end() {
-            return None;
-        }
-        Some(start as *mut T)
+    fn at<T: Header>(&self, at: Offset) -> Option<*mut T> {
+        window::at(self.data(), self.data_end(), at)
     }
 }
 
