@@ -202,13 +202,16 @@ impl Scene {
 /// A test in a scene that several share, in any order: the scene, and the variant in words.
 pub type SceneTest = fn(&Scene, &str) -> Result<()>;
 
+/// A variant of a scene, and its name in the names of tests.
+pub type NamedVariant = (&'static str, fn() -> Variant);
+
 /// What an agent of a scene, its programs and its hooks need.
 pub const NEEDS: &[Need] = &[Need::Root, Need::Bpf, Need::Cgroup2];
 
 /// Each test in a scene of each variant, as `VARIANT::TEST`. An agent's start costs more than most tests, so those of a
 /// variant share a scene, one after the other.
 pub fn trials(
-    variants: &[(&str, fn() -> Variant)],
+    variants: &[NamedVariant],
     objects: fn(&World) -> Vec<Value>,
     tests: &[(&str, SceneTest)],
 ) -> Vec<Trial> {

@@ -242,12 +242,12 @@ fn rolling_updates_break_nothing() -> Result<()> {
     })
     .context("the roll-out")?;
 
-    println!(
+    eprintln!(
         "{} updates of {ENDPOINTS} endpoints in {rolled:?}",
         2 * (STEPS + 1) * usize::from(SERVICES)
     );
     for (subject, tally) in subjects.iter().zip(&tallies) {
-        println!("{}: {tally:?}", subject.kind.name());
+        eprintln!("{}: {tally:?}", subject.kind.name());
     }
     let [ours, theirs] = &tallies;
     let of = |count: &AtomicUsize| count.load(Ordering::Relaxed);

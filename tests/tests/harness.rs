@@ -130,7 +130,7 @@ fn a_world_is_built_within_two_seconds() -> Result<()> {
     let world = World::new(WorldOptions::default())?;
     let took = start.elapsed();
     drop(world);
-    println!(
+    eprintln!(
         "world built in {took:?}, removed in {:?}",
         start.elapsed() - took
     );
