@@ -11,6 +11,7 @@
 
 pub mod abi;
 pub mod family;
+pub mod flow_table;
 pub mod names;
 pub mod pipeline;
 pub mod wire;

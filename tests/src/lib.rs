@@ -21,6 +21,7 @@ pub mod packet;
 pub mod prog_run;
 pub mod requires;
 pub mod scene;
+pub mod table_trial;
 pub mod tempdir;
 pub mod topology;
 pub mod trials;
