@@ -20,7 +20,8 @@ const LINK_ARGS: [&str; 2] = [
     "-Clink-arg=--disable-memory-builtins",
 ];
 
-/// Builds objects of `lb-ebpf` and leaves them at [`paths::bpf_object`]: `lb`, the programs; `front`, the benchmark's own.
+/// Builds objects of `lb-ebpf` and leaves them at [`paths::bpf_object`]: `lb`, the programs; `front`, the benchmark's own;
+/// `table`, the record table's.
 pub(crate) fn build(tools: &Tools, names: &[&str]) -> Result<()> {
     for name in names {
         command::run(

@@ -90,7 +90,9 @@ fn task(task: Task) -> Result<ExitCode> {
         Task::Demo { hold } => show::demo(hold)?,
         Task::Test(options) => return test::test(&options),
         Task::Bench { options } => show::bench(&options)?,
-        Task::Build { bpf_only: true } => build_ebpf::build(&setup(setup::BUILD)?, &["lb"])?,
+        Task::Build { bpf_only: true } => {
+            build_ebpf::build(&setup(setup::BUILD)?, &["lb", "table"])?
+        }
         Task::Build { bpf_only: false } => build::build(&setup(setup::BUILD)?)?,
         Task::Image { agent: None } => drop(image::image(&setup(setup::BUILD)?)?),
         Task::Image { agent: Some(agent) } => drop(image::image_of(&agent)?),
