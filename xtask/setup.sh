@@ -30,6 +30,11 @@ fail() {
 	echo "set-up: $*" >&2
 	exit 1
 }
+# lacks TEXT: says why a step failed, to whoever says what follows from that.
+lacks() {
+	echo "set-up: $*" >&2
+	return 1
+}
 has() { command -v "$1" >/dev/null; }
 
 # quiet COMMAND...: shows the end of what a command wrote if it fails.
@@ -65,7 +70,7 @@ packages() {
 unpack() {
 	local folder=$1 suite=$1.apt repository package name
 	shift
-	[ -e $KEYRING ] && has apt-get || fail "this machine is no Debian"
+	[ -e $KEYRING ] && has apt-get || lacks "this machine is no Debian" || return
 	mkdir -p "$folder" "$suite"/{lists/partial,cache/archives/partial}
 	# The machine's own mirror; security archives have other suites.
 	repository=$(apt-get indextargets --format '$(RELEASE) $(REPO_URI)' |
@@ -80,16 +85,18 @@ unpack() {
 		Acquire::Languages "none";
 	END
 	export APT_CONFIG=$suite/apt.conf
-	quiet apt-get -q update
+	quiet apt-get -q update || lacks "cannot read the list of $SUITE" || return
 	for package; do
 		name=$(apt-cache pkgnames | grep -xE "${package%=*}" | sort -V | tail -n 1)
 		case $package in
 		*=*) name+="=$(apt-cache madison "$name" | awk -v wanted="${package#*=}" '$3 ~ "^" wanted "[-+~]" { print $3; exit }')" ;;
 		esac
-		(cd "$suite" && quiet apt-get -q download "$name") || fail "$SUITE has no $package"
+		(cd "$suite" && quiet apt-get -q download "$name") || lacks "$SUITE has no $package" || return
 	done
 	unset APT_CONFIG
-	for package in "$suite"/*.deb; do dpkg-deb --extract "$package" "$folder"; done
+	for package in "$suite"/*.deb; do
+		dpkg-deb --extract "$package" "$folder" || lacks "cannot unpack ${package##*/}" || return
+	done
 }
 
 # ---- the BPF build ----
@@ -103,7 +110,7 @@ rust_src() {
 	unpack "$work/rust-src" "rust-src=$release" ||
 		fail "no sources of core, which the BPF target needs; rustup said: $(tail -n 1 "$work/rustup")"
 	mkdir -p "${library%/*}"
-	rm -rf "$library"
+	rm -rf "$library" "$library.partial"
 	# Moved in one step: an interrupted run leaves nothing that looks complete.
 	cp -r "$work/rust-src/usr/src/rustc-$release/library" "$library.partial"
 	mv "$library.partial" "$library"
@@ -154,7 +161,7 @@ run() {
 	packages "${pairs[@]}"
 	bpftool version >/dev/null 2>&1 && return
 	local tool
-	tool=$(ls /usr/lib/linux-tools/*/bpftool 2>/dev/null | tail -n 1)
+	tool=$(ls /usr/lib/linux-tools/*/bpftool 2>/dev/null | tail -n 1) || true
 	[ -n "$tool" ] || fail 'bpftool does not run; install the package of it that fits the running kernel'
 	ln -sf "$tool" "$cache/bin/"
 }
@@ -163,6 +170,8 @@ run() {
 export GOTOOLCHAIN=auto
 go_compiler() {
 	local go
+	exec 8>"$cache/go.lock" # other parts come here, too
+	flock 8
 	for go in "$(command -v go || true)" /usr/local/go/bin/go "$cache/go/bin/go"; do
 		[ -x "$go" ] && [ "$(GOTOOLCHAIN=local "$go" env GOVERSION | cut -d . -f 2)" -ge 21 ] && break
 		go=
@@ -174,12 +183,13 @@ go_compiler() {
 		# Debian spreads the tree over two folders and links their parts together by absolute paths.
 		find "$work"/go/usr/lib/go-* -type l -delete
 		cp -r "$work"/go/usr/share/go-*/. "$work"/go/usr/lib/go-*/
-		rm -rf "$cache/go"
+		rm -rf "$cache/go" "$cache/go.partial"
 		cp -r "$work"/go/usr/lib/go-* "$cache/go.partial"
 		mv "$cache/go.partial" "$cache/go"
 		go=$cache/go/bin/go
 	fi
 	[ "$go" -ef "$cache/bin/go" ] || ln -sf "$go" "$cache/bin/"
+	exec 8>&-
 }
 
 # go_programs FOLDER MODULE FLAGS PACKAGE...: programs of a module of tests/ in a folder that is not there.
