@@ -63,7 +63,7 @@ fn files_are_followed_as_they_come_change_and_go() -> Result<()> {
     scene.until("renamed in", dial(world, 1), answered)?;
     let yaml = "\
 apiVersion: v1
-kind: ServiceManifest
+kind: Service
 metadata: {name: two, namespace: test}
 spec:
   clusterIP: 10.96.0.2
@@ -156,7 +156,7 @@ fn many_files_at_once_are_all_served() -> Result<()> {
 fn a_bad_file_is_named_and_its_last_good_state_serves() -> Result<()> {
     let good = "\
 apiVersion: v1
-kind: ServiceManifest
+kind: Service
 metadata: {name: file, namespace: test}
 spec:
   clusterIP: 10.96.0.1
