@@ -87,6 +87,14 @@ impl UsedPorts {
         Ok(())
     }
 
+    /// An entry is lost, and may be written again at once: its use ends, the bit stays for the flows through it.
+    /// Where nobody acquires it again, the next [`UsedPorts::repair`] clears it.
+    pub(crate) fn forget<F: Family>(&mut self, key: &ServiceKey<F>) {
+        if let Some(bit) = Bit::of(key) {
+            self.uses.release(&bit);
+        }
+    }
+
     /// Clears the bit for an entry that is gone, if no other needs it.
     pub(crate) fn release<F: Family, S: MapStore>(
         &mut self,

@@ -225,7 +225,7 @@ impl<F: StoreFamily> Frontends<F> {
         for key in lost {
             // The use of its port and address is counted again when it is written again.
             if let Some(was) = self.entries.remove(&key) {
-                self.release_port(shared, &key);
+                shared.used_ports.forget(&key);
                 self.count_cluster_ip(key.addr, is_cluster_ip(&was), false);
             }
         }

@@ -39,3 +39,27 @@ fn audit_repairs_and_counts_what_somebody_changed() {
     assert_eq!(report.differences(), 0);
     assert!(entry(&dataplane, "10.96.0.2", 80).is_some() && !dataplane.store().port_bit(1, 53));
 }
+
+/// Packets of established flows are asked for in the port filter first: it must not forget a port for a moment.
+#[test]
+fn audit_keeps_the_port_of_a_lost_frontend() {
+    let mut dataplane = start(FakeStore::small());
+    let a = service_port("a", "10.96.0.1", &["10.0.0.1"]);
+    dataplane.apply(&[set(&a)]);
+    let lost = ServiceKey::<V4>::new(
+        model::to_addr::<V4>("10.96.0.1".parse().unwrap()).unwrap(),
+        Be16::from_host(80),
+        6,
+    );
+    dataplane
+        .store_mut()
+        .v4_mut()
+        .remove_service(&lost)
+        .unwrap();
+    dataplane.store().take_ops();
+    dataplane.audit(&[Arc::new(a)]).unwrap();
+    let ops = dataplane.store().take_ops();
+    let cleared = |op: &Op| matches!(op, Op::WritePort(80, false));
+    assert!(!ops.iter().any(cleared), "{ops:?}");
+    assert!(entry(&dataplane, "10.96.0.1", 80).is_some());
+}
