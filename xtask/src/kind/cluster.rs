@@ -447,13 +447,18 @@ fn kind_program(engine: &Engine) -> Result<PathBuf> {
 /// Makes `what` by tests/kind/node-image.sh: an image, or programs.
 pub(super) fn make(engine: &Engine, what: &str, minutes: Option<u32>) -> Result<()> {
     setup(&["go"])?;
-    let mut script = command::program("timeout");
-    script.arg(format!("{}m", minutes.unwrap_or(0))); // 0 is no limit
-    script
-        .arg(file("node-image.sh"))
-        .arg(&engine.folder)
-        .arg(what);
-    engine.point(&mut script);
+    let node_image = file("node-image.sh");
+    let mut script = match minutes {
+        // In a process group of its own, which the limit ends as a whole.
+        Some(minutes) => {
+            let mut timeout = command::program("timeout");
+            timeout.arg(format!("{minutes}m")).arg(node_image);
+            timeout
+        }
+        // In ours, so that ^C reaches it.
+        None => command::program(node_image),
+    };
+    engine.point(script.arg(&engine.folder).arg(what));
     command::run(&mut script)
 }
 
