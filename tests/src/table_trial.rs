@@ -83,8 +83,12 @@ impl TableTrial {
     /// Loads the object with arrays of this size, powers of two.
     pub fn load(buckets: u32, lines: u32) -> Result<Self> {
         let path = object_path();
-        let object = std::fs::read(&path)
-            .with_context(|| format!("cannot read {}; run `cargo xtask build`", path.display()))?;
+        let object = std::fs::read(&path).with_context(|| {
+            format!(
+                "cannot read {}; run `cargo xtask build --bpf-only`",
+                path.display()
+            )
+        })?;
         let (bucket_mask, line_mask) = (buckets - 1, lines - 1);
         let mut loader = EbpfLoader::new();
         for name in ["buckets_v4", "buckets_v6"] {
@@ -263,7 +267,7 @@ fn from_bytes(bytes: &[u8]) -> Result<Work> {
     Ok(unsafe { std::mem::transmute::<[u8; size_of::<Work>()], Work>(bytes) })
 }
 
-/// Where `cargo xtask build` leaves the programs.
+/// Where `cargo xtask build --bpf-only` leaves the programs.
 fn object_path() -> PathBuf {
     crate::agent::target_dir().join("bpf/table.o")
 }

@@ -185,7 +185,7 @@ impl Hooks {
     fn load(services: u32, server: SocketAddr) -> Result<Hooks> {
         let path = crate::agent::target_dir().join("bpf/front.o");
         let object = fs::read(&path)
-            .with_context(|| format!("cannot read {}; run `cargo xtask build`", path.display()))?;
+            .with_context(|| format!("cannot read {}; run `cargo xtask bench`", path.display()))?;
         let mut front = EbpfLoader::new()
             .load(&object)
             .context("cannot load the front object")?;

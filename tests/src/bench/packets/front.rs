@@ -46,7 +46,7 @@ impl Front {
     pub(super) fn load() -> Result<Front> {
         let path = crate::agent::target_dir().join("bpf/front.o");
         let object = fs::read(&path)
-            .with_context(|| format!("cannot read {}; run `cargo xtask build`", path.display()))?;
+            .with_context(|| format!("cannot read {}; run `cargo xtask bench`", path.display()))?;
         let mut ebpf = EbpfLoader::new()
             .load(&object)
             .context("cannot load the front program")?;
