@@ -70,11 +70,11 @@ pub(crate) fn opaque(mut value: u64) -> u64 {
 /// The lock's tries, in a function that the verifier walks once: a global one, whose argument is memory of a known size.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn flow_table_lock(lock: *mut u32) -> u32 {
-    if lock.is_null() {
+pub extern "C" fn flow_table_lock(lock: Option<&mut u32>) -> u32 {
+    let Some(lock) = lock else {
         return 0;
-    }
-    let head = Place(lock.cast());
+    };
+    let head = Place::new(lock);
     let mut tries = 0;
     while tries < 64 {
         if (tries == 0 || !head.is_locked()) && head.try_lock() {
@@ -100,7 +100,8 @@ impl Head for Place {
     }
     #[inline(always)]
     fn lock(self) -> bool {
-        flow_table_lock(self.0.cast()) != 0
+        // SAFETY: the first cell of a bucket or line; the reference lives as long as the call.
+        flow_table_lock(Some(unsafe { &mut *self.0.cast() })) != 0
     }
     #[inline(always)]
     fn is_locked(self) -> bool {

@@ -173,12 +173,12 @@ impl Arrays for V6 {
     #[inline(always)]
     fn add_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) -> u32 {
         let (addrs, rest) = tuple.parts();
-        add_entry_v6(&Wide { addrs, rest }, kind as u32, number.0)
+        add_entry_v6(Some(&Wide { addrs, rest }), kind as u32, number.0)
     }
     #[inline(always)]
     fn remove_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) {
         let (addrs, rest) = tuple.parts();
-        remove_entry_v6(&Wide { addrs, rest }, kind as u32, number.0);
+        remove_entry_v6(Some(&Wide { addrs, rest }), kind as u32, number.0);
     }
     #[inline(always)]
     fn make_room(index: u32, keep_reserved: u32) -> u32 {
@@ -187,7 +187,7 @@ impl Arrays for V6 {
     #[inline(always)]
     fn way_of(bucket: u32, tuple: &Tuple<Self>) -> u32 {
         let (addrs, rest) = tuple.parts();
-        way_of_v6(&Wide { addrs, rest }, bucket)
+        way_of_v6(Some(&Wide { addrs, rest }), bucket)
     }
 }
 
@@ -298,12 +298,10 @@ pub extern "C" fn way_of_v4(bucket: u32, addrs: u64, rest: u64) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn way_of_v6(tuple: *const Wide, bucket: u32) -> u32 {
-    if tuple.is_null() {
+pub extern "C" fn way_of_v6(tuple: Option<&Wide>, bucket: u32) -> u32 {
+    let Some(wide) = tuple else {
         return u32::MAX;
-    }
-    // SAFETY: not null; the verifier knows it as memory of this size.
-    let wide = unsafe { &*tuple };
+    };
     table::way_of(
         &Maps,
         bucket,
@@ -321,12 +319,10 @@ pub struct Wide {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn add_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
-    if tuple.is_null() {
+pub extern "C" fn add_entry_v6(tuple: Option<&Wide>, kind: u32, number: u32) -> u32 {
+    let Some(wide) = tuple else {
         return Insert::Full as u32;
-    }
-    // SAFETY: not null; the verifier knows it as memory of this size.
-    let wide = unsafe { &*tuple };
+    };
     let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
     table::add_entry(
         &Maps,
@@ -338,12 +334,10 @@ pub extern "C" fn add_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u3
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn remove_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
-    if tuple.is_null() {
+pub extern "C" fn remove_entry_v6(tuple: Option<&Wide>, kind: u32, number: u32) -> u32 {
+    let Some(wide) = tuple else {
         return 0;
-    }
-    // SAFETY: as above.
-    let wide = unsafe { &*tuple };
+    };
     let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
     table::remove_entry(
         &Maps,
@@ -399,7 +393,7 @@ fn now() -> u32 {
 }
 
 #[inline(always)]
-fn work(ctx: &XdpContext) -> Option<&mut Work> {
+fn work(ctx: XdpContext) -> Option<&'static mut Work> {
     let start = packet_pointer!(ctx.ctx, "0");
     if start + size_of::<Work>() > packet_pointer!(ctx.ctx, "4") {
         return None;
@@ -519,7 +513,7 @@ macro_rules! programs {
     ($($name:ident: $body:expr;)+) => { $(
         #[xdp]
         pub fn $name(ctx: XdpContext) -> u32 {
-            let Some(work) = work(&ctx) else {
+            let Some(work) = work(ctx) else {
                 return XDP_ABORTED;
             };
             let body: fn(&mut Work) = $body;

@@ -51,7 +51,14 @@ static() {
 }
 
 # The folder of a module, fetched if it is not there.
-source_of() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p'; }
+source_of() {
+	local told
+	told=$(go mod download -json "$1") || {
+		echo "cannot fetch $1: $told" >&2
+		return 1
+	}
+	sed -n 's/^\t"Dir": "\(.*\)",$/\1/p' <<<"$told"
+}
 
 programs() {
 	local name dir stamp='-s -w' minor=${version#v1.}

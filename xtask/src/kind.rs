@@ -104,7 +104,8 @@ impl Report {
             "{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped
         ));
-        let is_proof = self.passed > 0 || self.skipped > 0;
+        let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+        let is_proof = self.passed > 0 && (self.skipped == 0 || !is_ci);
         Ok(match self.failed == 0 && is_proof {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,

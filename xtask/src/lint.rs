@@ -58,9 +58,13 @@ fn clippy() -> Result<()> {
 
 fn documentation() -> Result<()> {
     let mut doc = command::cargo();
-    doc.env("RUSTDOCFLAGS", "-Dwarnings");
-    doc.args(["doc", "--quiet", "--no-deps", "--workspace"]);
-    command::run(doc.args(["--exclude", "lb-ebpf"]))
+    doc.env(
+        "RUSTDOCFLAGS",
+        "-Dwarnings -Arustdoc::private_intra_doc_links",
+    );
+    // Nothing here is published: what is private is read by those who change it, and named in comments.
+    doc.args(["doc", "--quiet", "--no-deps", "--document-private-items"]);
+    command::run(doc.args(["--workspace", "--exclude", "lb-ebpf"]))
 }
 
 /// Licences, bans and sources of dependencies: the advisories that cargo-deny also knows change daily and belong to a

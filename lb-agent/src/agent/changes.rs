@@ -89,13 +89,15 @@ impl Agent {
         self.stale_sockets.changed();
         let fresh: Vec<_> = self.desired.current().cloned().collect();
         match self.dataplane.audit(&fresh) {
-            Ok(report) if report.differences() > 0 => {
-                tracing::warn!(
-                    differences = report.differences(),
-                    "the audit found maps that were not as wanted, and repaired them"
-                );
+            Ok(report) => {
+                if report.differences() > 0 {
+                    tracing::warn!(
+                        differences = report.differences(),
+                        "the audit found maps that were not as wanted, and repaired them"
+                    );
+                }
+                log_errors(&report.repair);
             }
-            Ok(_) => {}
             Err(error) => tracing::error!("audit failed: {}", chain(&error)),
         }
     }

@@ -16,7 +16,7 @@ pub(crate) struct ClusterSpan {
     /// `None`: there is no ClusterIP.
     span: Option<Span>,
     is_written: bool,
-    /// Whether a smaller one may do.
+    /// Whether a smaller one may do: looked at when a round ends with nothing pending.
     is_loose: bool,
 }
 
@@ -47,6 +47,8 @@ impl ClusterSpan {
         addrs: impl Iterator<Item = IpAddr>,
     ) -> StoreResult<()> {
         let span = addrs.map(Span::of).chain(self.span).reduce(Span::join);
+        // An entry that it is widened for may fail, and be unwanted before it is tried again.
+        self.is_loose |= span != self.span;
         self.write::<F, S>(store, span)
     }
 

@@ -1,4 +1,4 @@
-//! Where Services, EndpointSlices and the Node come from: sources emit [`ObjectEvent`]s, the store
+//! Where Services, EndpointSlices and the Node come from: sources emit [`objects::ObjectEvent`]s, the store
 //! holds what they add up to and names the Services that an event concerns.
 
 pub(crate) mod api;

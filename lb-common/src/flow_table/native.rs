@@ -1,6 +1,6 @@
 //! The table in a process's own memory: what tests, and the agent's commands over a copy, work on.
 //!
-//! Cells are words of 64 and 32 bits of [`Words`], so that a scheduler of threads can take the processor's place.
+//! Cells are words of 64 and 32 bits of [`Word`], so that a scheduler of threads can take the processor's place.
 
 extern crate alloc;
 

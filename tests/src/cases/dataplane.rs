@@ -55,7 +55,7 @@ pub trait FamilyMaps<F: Ip> {
 pub trait Dataplane: FamilyMaps<V4> + FamilyMaps<V6> {
     /// Sends a packet through a hook and all its stages; gives what left it.
     fn run(&mut self, at: At, ifindex: u32, packet: &[u8]) -> (Verdict, Vec<u8>);
-    /// A [`Counter`] or [`DropReason`] by number.
+    /// A `Counter` or `DropReason` by number.
     fn counter(&mut self, number: u32) -> u64;
     /// Writes the configuration.
     fn put_config(&mut self, config: Config);

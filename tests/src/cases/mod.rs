@@ -26,7 +26,7 @@ impl<D> Clone for Case<D> {
 }
 
 impl<D> Case<D> {
-    /// For [`cases!`](crate::cases): `module` ends in the theme.
+    /// For `cases!`: `module` ends in the theme.
     pub fn new(module: &str, case: &str, family: &str, run: fn(&mut D)) -> Self {
         let theme = module.rsplit("::").next().unwrap_or(module);
         let family = family.to_lowercase();

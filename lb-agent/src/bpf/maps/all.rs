@@ -80,7 +80,7 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// Opens what an agent pinned below `dir` (see [`pin_dir`]), to read only; no program is loaded and no agent
+    /// Opens what an agent pinned below `dir` (see [`super::pin_dir`]), to read only; no program is loaded and no agent
     /// needs to run.
     pub(crate) fn open_pinned(dir: &Path) -> MapResult<Maps> {
         Maps::open(dir, Access::Read)
