@@ -135,6 +135,9 @@ pub fn decode(file: &str, bytes: &[u8], names: &mut Interner) -> Result<Contents
     Ok(decoder.contents)
 }
 
+/// Lists within lists. `kubectl` writes one, and each takes some of the stack: a file of a megabyte could hold more than fit.
+const MAX_LISTS: usize = 16;
+
 /// What tells one object from another, and the items where it is a list.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -158,22 +161,23 @@ impl Decoder<'_> {
         for document in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
             self.document += 1;
             let document = document.map_err(|error| self.syntax(&error))?;
-            self.json_object(document.get())?;
+            self.json_object(document.get(), 0)?;
         }
         Ok(())
     }
 
-    fn json_object(&mut self, text: &str) -> Result<(), DecodeError> {
+    /// An object within so many lists.
+    fn json_object(&mut self, text: &str, lists: usize) -> Result<(), DecodeError> {
         if text == "null" {
             return Ok(());
         }
         let head: JsonHead<'_> = serde_json::from_str(text).map_err(|error| self.syntax(&error))?;
         let kind = head.kind.as_deref();
         if let Some(items) = head.items.filter(|_| is_list(kind)) {
-            for item in items {
-                self.json_object(item.get())?;
-            }
-            return Ok(());
+            self.may_hold_items(lists)?;
+            return items
+                .into_iter()
+                .try_for_each(|item| self.json_object(item.get(), lists + 1));
         }
         let mut json = serde_json::Deserializer::from_str(text);
         self.object(head.api_version.as_deref(), kind, &mut json, || {
@@ -189,12 +193,13 @@ impl Decoder<'_> {
             } else {
                 Value::deserialize(document)
             };
-            self.yaml_object(value.map_err(|error| self.syntax(&error))?)?;
+            self.yaml_object(value.map_err(|error| self.syntax(&error))?, 0)?;
         }
         Ok(())
     }
 
-    fn yaml_object(&mut self, mut value: Value) -> Result<(), DecodeError> {
+    /// An object within so many lists.
+    fn yaml_object(&mut self, mut value: Value, lists: usize) -> Result<(), DecodeError> {
         if value.is_null() {
             return Ok(());
         }
@@ -203,13 +208,24 @@ impl Decoder<'_> {
         if is_list(kind.as_deref())
             && let Some(Value::Array(items)) = value.get_mut("items").map(Value::take)
         {
+            self.may_hold_items(lists)?;
             return items
                 .into_iter()
-                .try_for_each(|item| self.yaml_object(item));
+                .try_for_each(|item| self.yaml_object(item, lists + 1));
         }
         self.object(api_version.as_deref(), kind.as_deref(), &value, || {
             value.clone()
         })
+    }
+
+    /// Refuses a list that lies within too many others.
+    fn may_hold_items(&self, lists: usize) -> Result<(), DecodeError> {
+        if lists < MAX_LISTS {
+            return Ok(());
+        }
+        Err(self.syntax(&format_args!(
+            "lists lie more than {MAX_LISTS} deep in each other; write their items into one"
+        )))
     }
 
     /// Decodes one object of a known kind; `tree` gives it again to name it in errors.

@@ -10,6 +10,8 @@ use tracing::{Event, Level, Metadata, Subscriber, span};
 use super::*;
 use crate::{
     kube::{
+        decode,
+        intern::Interner,
         objects::{Key, Service},
         store::ObjectStore,
     },
@@ -168,6 +170,38 @@ fn lists_and_several_documents_hold_several_objects() {
         assert!(world.service(name).is_some(), "{name}");
     }
     assert!(world.problems.list().is_empty());
+}
+
+#[test]
+fn lists_too_deep_in_each_other_are_an_error_and_no_overflow_of_the_stack() {
+    let nested = |depth: usize| {
+        let object = service_yaml("a", "10.96.0.1", 1);
+        let object: serde_json::Value = serde_yaml_ng::from_str(&object).unwrap();
+        let open = r#"{"kind":"List","items":["#.repeat(depth);
+        format!("{open}{object}{}", "]}".repeat(depth))
+    };
+    // The flow style of YAML is JSON behind a first line.
+    for (file, first) in [("a.json", ""), ("a.yaml", "---\n")] {
+        let decoded = |depth| {
+            let text = format!("{first}{}", nested(depth));
+            decode::decode(file, text.as_bytes(), &mut Interner::default())
+        };
+        assert_eq!(decoded(16).unwrap().objects.len(), 1);
+        let error = decoded(17).unwrap_err().to_string();
+        assert!(
+            error.starts_with("document 1: lists lie more than 16 deep"),
+            "{error}"
+        );
+    }
+    let world = World::new(&[
+        ("deep.json", &nested(100_000)),
+        ("good.yaml", &service_yaml("good", "10.96.0.2", 1)),
+    ]);
+    assert!(world.service("good").is_some());
+    assert_eq!(
+        world.problem(),
+        "deep.json: document 1: lists lie more than 16 deep in each other; write their items into one"
+    );
 }
 
 #[test]
