@@ -124,8 +124,8 @@ pub fn remove_entry<F: TableFamily, M: Memory<F>>(
 
 /// Reserves a tuple: while the reservation stands no record can take it. One that stands gets the new time.
 ///
-/// A reservation lies in its first line always. Only its fingerprint is kept. Another tuple of the same fingerprint in the same line counts as taken, too, once in
-/// 4 billion: then a new flow takes another port.
+/// A reservation lies in its first line always. Only its fingerprint is kept. Another tuple of the same fingerprint in the
+/// same line counts as taken, too, once in 4 billion: then a new flow takes another port.
 #[inline(always)]
 pub fn reserve<F: TableFamily, M: Memory<F>>(memory: &M, tuple: &Tuple<F>, now: u32) -> Insert {
     let geometry = memory.geometry();
