@@ -415,15 +415,21 @@ fn connect_and_show<F: Numbered>() {
 
 fn spread<F: Numbered>() {
     let world = World::with_service::<F>(|_| ());
+    // So many take Miri minutes, and fewer spread less evenly.
+    let (sockets, even) = if cfg!(miri) {
+        (200, 25..=75)
+    } else {
+        (4000, 900..=1100)
+    };
     let mut met = BTreeMap::new();
-    for cookie in 0..4000 {
+    for cookie in 0..sockets {
         let mut call = Call::<F>::to(F::vip(1), proto::TCP, cookie);
         assert_eq!(dial(&world, &mut call), TRANSLATED);
         *met.entry(call.port).or_insert(0) += 1;
     }
     assert_eq!(met.len(), 4, "{met:?}");
     for (port, times) in met {
-        assert!((900..=1100).contains(&times), "{port}: {times}");
+        assert!(even.contains(&times), "{port}: {times}");
     }
 }
 
