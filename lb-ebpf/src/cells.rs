@@ -70,10 +70,10 @@ pub(crate) fn opaque(mut value: u64) -> u64 {
 /// The lock's tries, in a function that the verifier walks once: a global one, whose argument is memory of a known size.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn flow_table_lock(lock: Option<&mut u32>) -> u32 {
-    let Some(lock) = lock else {
+pub extern "C" fn flow_table_lock(lock: *mut u32) -> u32 {
+    if lock.is_null() {
         return 0;
-    };
+    }
     let head = Place::new(lock);
     let mut tries = 0;
     while tries < 64 {
@@ -100,8 +100,7 @@ impl Head for Place {
     }
     #[inline(always)]
     fn lock(self) -> bool {
-        // SAFETY: the first cell of a bucket or line; the reference lives as long as the call.
-        flow_table_lock(Some(unsafe { &mut *self.0.cast() })) != 0
+        flow_table_lock(self.0.cast()) != 0
     }
     #[inline(always)]
     fn is_locked(self) -> bool {

@@ -14,6 +14,10 @@
     reason = "contexts and helpers speak in C's integer widths"
 )]
 #![allow(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "global functions: the verifier checks their callers, and knows pointers only, not `Option<&T>`"
+)]
+#![allow(
     internal_features,
     reason = "atomic operations and assembly have no stable form on this target"
 )]
@@ -173,12 +177,12 @@ impl Arrays for V6 {
     #[inline(always)]
     fn add_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) -> u32 {
         let (addrs, rest) = tuple.parts();
-        add_entry_v6(Some(&Wide { addrs, rest }), kind as u32, number.0)
+        add_entry_v6(&Wide { addrs, rest }, kind as u32, number.0)
     }
     #[inline(always)]
     fn remove_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) {
         let (addrs, rest) = tuple.parts();
-        remove_entry_v6(Some(&Wide { addrs, rest }), kind as u32, number.0);
+        remove_entry_v6(&Wide { addrs, rest }, kind as u32, number.0);
     }
     #[inline(always)]
     fn make_room(index: u32, keep_reserved: u32) -> u32 {
@@ -187,7 +191,7 @@ impl Arrays for V6 {
     #[inline(always)]
     fn way_of(bucket: u32, tuple: &Tuple<Self>) -> u32 {
         let (addrs, rest) = tuple.parts();
-        way_of_v6(Some(&Wide { addrs, rest }), bucket)
+        way_of_v6(&Wide { addrs, rest }, bucket)
     }
 }
 
@@ -298,10 +302,12 @@ pub extern "C" fn way_of_v4(bucket: u32, addrs: u64, rest: u64) -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn way_of_v6(tuple: Option<&Wide>, bucket: u32) -> u32 {
-    let Some(wide) = tuple else {
+pub extern "C" fn way_of_v6(tuple: *const Wide, bucket: u32) -> u32 {
+    if tuple.is_null() {
         return u32::MAX;
-    };
+    }
+    // SAFETY: not null, and the verifier knows it as memory of this size.
+    let wide = unsafe { &*tuple };
     table::way_of(
         &Maps,
         bucket,
@@ -319,10 +325,12 @@ pub struct Wide {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn add_entry_v6(tuple: Option<&Wide>, kind: u32, number: u32) -> u32 {
-    let Some(wide) = tuple else {
+pub extern "C" fn add_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
+    if tuple.is_null() {
         return Insert::Full as u32;
-    };
+    }
+    // SAFETY: not null, and the verifier knows it as memory of this size.
+    let wide = unsafe { &*tuple };
     let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
     table::add_entry(
         &Maps,
@@ -334,10 +342,12 @@ pub extern "C" fn add_entry_v6(tuple: Option<&Wide>, kind: u32, number: u32) -> 
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn remove_entry_v6(tuple: Option<&Wide>, kind: u32, number: u32) -> u32 {
-    let Some(wide) = tuple else {
+pub extern "C" fn remove_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
+    if tuple.is_null() {
         return 0;
-    };
+    }
+    // SAFETY: not null, and the verifier knows it as memory of this size.
+    let wide = unsafe { &*tuple };
     let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
     table::remove_entry(
         &Maps,

@@ -104,6 +104,8 @@ impl Subject {
                         is_quiet: true,
                         ..AgentOptions::default()
                     };
+                    // The table's dials outrun the default range towards one backend (docs/limits.md, source ports).
+                    options = options.flag("--snat-ports 1024-29999");
                     if self.kind == Kind::OursLikeKubeProxy {
                         options = options
                             .flag("--masquerade kube-proxy")
