@@ -74,15 +74,7 @@ pub extern "C" fn flow_table_lock(lock: *mut u32) -> u32 {
     if lock.is_null() {
         return 0;
     }
-    let head = Place::new(lock);
-    let mut tries = 0;
-    while tries < 64 {
-        if (tries == 0 || !head.is_locked()) && head.try_lock() {
-            return 1;
-        }
-        tries += 1;
-    }
-    0
+    Place::new(lock).lock_by_tries() as u32
 }
 
 impl Head for Place {

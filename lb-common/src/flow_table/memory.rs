@@ -44,9 +44,14 @@ pub trait Head: Copy {
     fn try_lock(self) -> bool;
     /// Looks without writing.
     fn is_locked(self) -> bool;
-    /// Locks, or gives up. A program calls it out of line: the verifier would walk every try.
+    /// Locks, or gives up. A program calls [`Head::lock_by_tries`] out of line: the verifier would walk every try.
     #[inline(always)]
     fn lock(self) -> bool {
+        self.lock_by_tries()
+    }
+    /// A bounded number of tries.
+    #[inline(always)]
+    fn lock_by_tries(self) -> bool {
         let mut tries = 0;
         while tries < LOCK_TRIES {
             // Waits by reading: a failed exchange would take the line from the holder.
