@@ -6,6 +6,7 @@
 #   run            programs that tests, demo and benchmark call
 #   control-plane  etcd, Kubernetes, kube-proxy and helm for the tests
 #   deny           cargo-deny
+#   fuzz           a C++ compiler, for libFuzzer
 #   go             a Go that builds modules of any release
 #   containers     Docker and debootstrap, for a kind cluster
 #
@@ -226,6 +227,8 @@ control_plane() {
 	ln -sf "$folder/helm" "$cache/bin/"
 }
 
+fuzz() { packages c++=g++; }
+
 containers() { packages dockerd=docker.io debootstrap=debootstrap; }
 
 # ---- what was asked for ----
@@ -242,7 +245,7 @@ parts=()
 for part; do
 	case $part in
 	build) parts+=(rust_src bpf_linker) ;;
-	run | deny | containers) parts+=("$part") ;;
+	run | deny | fuzz | containers) parts+=("$part") ;;
 	control-plane) parts+=(control_plane) ;;
 	go) parts+=(go_compiler) ;;
 	*) fail "there is no part $part" ;;

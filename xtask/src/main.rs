@@ -3,6 +3,7 @@
 mod build;
 mod build_ebpf;
 mod command;
+mod fuzz;
 mod image;
 mod kind;
 #[cfg(test)]
@@ -37,6 +38,8 @@ enum Task {
     },
     /// Build, check and test everything; the last line holds the counts
     Test(test::Options),
+    /// Search for inputs that break a promise; needs no root
+    Fuzz(fuzz::Options),
     /// Measure and print the table; JSON goes to target/bench.json
     #[command(disable_help_flag = true)]
     Bench {
@@ -89,6 +92,7 @@ fn task(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo { hold } => show::demo(hold)?,
         Task::Test(options) => return test::test(&options),
+        Task::Fuzz(options) => return fuzz::fuzz(&options),
         Task::Bench { options } => show::bench(&options)?,
         Task::Build { bpf_only: true } => {
             build_ebpf::build(&setup(setup::BUILD)?, &["lb", "table"])?
@@ -119,6 +123,8 @@ mod tests {
         let is_known = |text: &str| Task::try_parse_from(text.split(' ')).is_ok();
         assert!(is_known("xtask test --fast node_port --miri"));
         assert!(is_known("xtask bench --json file --quick"));
+        assert!(is_known("xtask fuzz pipeline --seconds 5"));
+        assert!(!is_known("xtask fuzz --seconds 0"));
         assert!(!is_known("xtask tset"));
         assert!(!is_known("xtask build --relase"));
         assert!(!is_known("xtask test one two"));

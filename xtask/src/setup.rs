@@ -14,6 +14,8 @@ pub(crate) const BUILD: &[&str] = &["build"];
 pub(crate) const LINT: &[&str] = &["build", "deny"];
 /// What demo and benchmark need.
 pub(crate) const RUN: &[&str] = &["build", "run"];
+/// What fuzzers need.
+pub(crate) const FUZZ: &[&str] = &["fuzz"];
 /// What all tests and checks need.
 pub(crate) const ALL: &[&str] = &["build", "run", "control-plane", "deny"];
 
