@@ -140,7 +140,12 @@ fn kept(target: &str) -> impl Iterator<Item = PathBuf> {
 /// What failed, and how the input becomes a test.
 fn advise(target: &str, fault: &str, log: &str) {
     let message = log.lines().skip_while(|line| !line.contains("panicked at"));
-    for line in message.take(3).take_while(|line| !line.starts_with("==")) {
+    let is_message = |line: &&str| {
+        !["stack backtrace", "note: ", "=="]
+            .iter()
+            .any(|end| line.starts_with(end))
+    };
+    for line in message.take_while(is_message).take(8) {
         eprintln!("    {line}");
     }
     eprintln!(
