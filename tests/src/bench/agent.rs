@@ -34,6 +34,9 @@ use crate::{
 const ENDPOINTS: usize = 10;
 /// Services of the small agent.
 const FEW: usize = 100;
+/// Endpoints of the Service with a long list, in slices as the API server cuts them.
+const LONG: usize = 5_000;
+const SLICE: usize = 100;
 /// The node that the agent serves; a hundredth of the endpoints are on it.
 const NODE: &str = "node-a";
 /// Between two changes: the agent has done all that follows from the last one (freed ids rest for a
@@ -117,6 +120,13 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
     let external = selection_bytes(&pin_dir(agent.bpffs()), services)?;
     drop(agent);
 
+    progress(&format!(
+        "agent: {} changes of one endpoint among {LONG} with a NodePort",
+        effort.updates
+    ));
+    let long = generate_long()?;
+    let long_updates = time_long_updates(&start(&world, &long)?.0, &long, effort.updates)?;
+
     let mut row = |id: String, value: f64, unit: &'static str, runs: usize| {
         report.rows.push(Row {
             id,
@@ -141,6 +151,14 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
         "ms",
         updates.len(),
     );
+    for (id, q) in [("", 0.5), (".p99", 0.99)] {
+        row(
+            format!("agent.update.1x{LONG}{id}"),
+            quantile(&long_updates, q),
+            "ms",
+            long_updates.len(),
+        );
+    }
     row(format!("agent.rss.{size}"), rss, "MiB", 1);
     row(format!("agent.rss.{FEW}x{ENDPOINTS}"), few_rss, "MiB", 1);
     row("maps.selection".into(), f64::from(table), "bytes", 1);
@@ -255,13 +273,50 @@ fn memlock(map: BorrowedFd<'_>) -> Result<f64> {
         .context("the size of a map is no number")
 }
 
-/// Milliseconds from the rename of a manifest with one other endpoint to the frontend that shows the
-/// new table: the entry is written last.
+/// Milliseconds of changes of one endpoint each, of Service after Service.
 fn time_updates(
     agent: &Agent,
     manifests: &ManifestDir,
     services: usize,
     count: usize,
+) -> Result<Vec<f64>> {
+    let changes = (0..count).map(|number| {
+        let service = number * (services / count).max(1) % services;
+        Replacement {
+            service,
+            file: file_name(service),
+            text: manifest(service, false, number / services + 1),
+        }
+    });
+    time(agent, manifests, changes)
+}
+
+/// The same for the Service with a long list, slice after slice.
+fn time_long_updates(agent: &Agent, manifests: &ManifestDir, count: usize) -> Result<Vec<f64>> {
+    let changes = (0..count).map(|number| {
+        let slice = number % (LONG / SLICE);
+        Replacement {
+            service: 0,
+            file: slice_file_name(slice),
+            text: long_slice(slice, number / (LONG / SLICE) + 1),
+        }
+    });
+    time(agent, manifests, changes)
+}
+
+/// A manifest that changes the endpoints of a Service.
+struct Replacement {
+    service: usize,
+    file: String,
+    text: String,
+}
+
+/// Milliseconds from the rename of each manifest to the frontend that shows the new table: the entry is
+/// written last.
+fn time(
+    agent: &Agent,
+    manifests: &ManifestDir,
+    changes: impl Iterator<Item = Replacement>,
 ) -> Result<Vec<f64>> {
     let map = Services::open(
         &pin_dir(agent.bpffs()),
@@ -269,21 +324,20 @@ fn time_updates(
         Access::Read,
     )?;
     let aside = TempDir::new("changes")?;
-    let mut times = Vec::with_capacity(count);
-    for number in 0..count {
-        let service = number * (services / count).max(1) % services;
-        let changed = aside.path().join(file_name(service));
-        fs::write(&changed, manifest(service, false, number / services + 1))?;
+    let mut times = Vec::new();
+    for change in changes {
+        let changed = aside.path().join(&change.file);
+        fs::write(&changed, &change.text)?;
         let key = ServiceKey::<V4>::new(
-            cluster_ip(service).into(),
+            cluster_ip(change.service).into(),
             Be16::from_host(PORT),
             proto::TCP,
         );
         let before = map
             .lookup(&key)?
-            .ok_or_else(|| anyhow!("Service {service} is not in the map"))?;
+            .ok_or_else(|| anyhow!("Service {} is not in the map", change.service))?;
         std::thread::sleep(PAUSE);
-        let target = manifests.path().join(file_name(service));
+        let target = manifests.path().join(&change.file);
         // A thread of its own: what the agent does shall not wait behind a thread that never rests.
         let time = std::thread::scope(|scope| {
             let timed = scope.spawn(|| -> Result<Duration> {
@@ -337,23 +391,62 @@ fn nth(base: Ipv4Addr, number: usize) -> Ipv4Addr {
 /// A Service and its EndpointSlice as the API server shows them. From one `version` to the next the
 /// first endpoint is another one.
 fn manifest(service: usize, has_node_ports: bool, version: usize) -> String {
-    let mut endpoints = String::new();
-    for endpoint in 0..ENDPOINTS {
-        let number = service * ENDPOINTS + endpoint;
-        let addr = if endpoint == 0 && version > 0 {
-            nth(Ipv4Addr::new(10, 192, 0, 0), version * 65_536 + service)
-        } else {
-            nth(Ipv4Addr::new(10, 128, 0, 0), number)
-        };
-        let node = match number % 100 {
+    let endpoints = endpoints(service, ENDPOINTS, |endpoint| {
+        let is_changed = endpoint == 0 && version > 0;
+        match is_changed {
+            true => nth(Ipv4Addr::new(10, 192, 0, 0), version * 65_536 + service),
+            false => nth(Ipv4Addr::new(10, 128, 0, 0), service * ENDPOINTS + endpoint),
+        }
+    });
+    format!(
+        "{{\"apiVersion\":\"v1\",\"kind\":\"List\",\"items\":[\n{},\n{}\n]}}\n",
+        service_object(service, has_node_ports),
+        slice_object(service, 1, &endpoints)
+    )
+}
+
+/// A directory with the Service that has a NodePort and a long list.
+fn generate_long() -> Result<ManifestDir> {
+    let manifests = ManifestDir::new()?;
+    manifests.write_text(&file_name(0), &service_object(0, true))?;
+    for slice in 0..LONG / SLICE {
+        manifests.write_text(&slice_file_name(slice), &long_slice(slice, 0))?;
+    }
+    Ok(manifests)
+}
+
+fn slice_file_name(slice: usize) -> String {
+    format!("slice-{slice:05}.json")
+}
+
+/// One of the slices of the long list. From one `version` to the next its first endpoint is another one.
+fn long_slice(slice: usize, version: usize) -> String {
+    let endpoints = endpoints(0, SLICE, |endpoint| {
+        let is_changed = endpoint == 0 && version > 0;
+        match is_changed {
+            true => nth(Ipv4Addr::new(10, 192, 0, 0), version * 65_536 + slice),
+            false => nth(Ipv4Addr::new(10, 128, 0, 0), slice * SLICE + endpoint),
+        }
+    });
+    slice_object(0, slice, &endpoints)
+}
+
+/// The endpoints of a slice, of which a hundredth are on the node.
+fn endpoints(service: usize, count: usize, addr: impl Fn(usize) -> Ipv4Addr) -> String {
+    let endpoint = |endpoint: usize| {
+        let node = match (service * count + endpoint) % 100 {
             0 => NODE.to_owned(),
             other => format!("worker-{other}"),
         };
-        let comma = if endpoint > 0 { "," } else { "" };
-        endpoints += &format!(
-            r#"{comma}{{"addresses":["{addr}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"nodeName":"{node}","targetRef":{{"kind":"Pod","namespace":"bench","name":"svc-{service:05}-{endpoint}"}}}}"#
-        );
-    }
+        let addr = addr(endpoint);
+        format!(
+            r#"{{"addresses":["{addr}"],"conditions":{{"ready":true,"serving":true,"terminating":false}},"nodeName":"{node}","targetRef":{{"kind":"Pod","namespace":"bench","name":"svc-{service:05}-{endpoint}"}}}}"#
+        )
+    };
+    (0..count).map(endpoint).collect::<Vec<_>>().join(",")
+}
+
+fn service_object(service: usize, has_node_ports: bool) -> String {
     let addr = cluster_ip(service);
     let (kind, node_port) = if has_node_ports {
         (
@@ -364,11 +457,13 @@ fn manifest(service: usize, has_node_ports: bool, version: usize) -> String {
         ("ClusterIP", String::new())
     };
     format!(
-        r#"{{"apiVersion":"v1","kind":"List","items":[
-{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"svc-{service:05}","namespace":"bench","labels":{{"app":"svc-{service:05}"}}}},"spec":{{"type":"{kind}","clusterIP":"{addr}","clusterIPs":["{addr}"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster","sessionAffinity":"None","selector":{{"app":"svc-{service:05}"}},"ports":[{{"name":"http","protocol":"TCP","port":{PORT},"targetPort":8080{node_port}}}]}}}},
-{{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{{"name":"svc-{service:05}-1","namespace":"bench","labels":{{"kubernetes.io/service-name":"svc-{service:05}"}}}},"addressType":"IPv4","ports":[{{"name":"http","protocol":"TCP","port":8080}}],"endpoints":[{endpoints}]}}
-]}}
-"#
+        r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"svc-{service:05}","namespace":"bench","labels":{{"app":"svc-{service:05}"}}}},"spec":{{"type":"{kind}","clusterIP":"{addr}","clusterIPs":["{addr}"],"ipFamilies":["IPv4"],"ipFamilyPolicy":"SingleStack","internalTrafficPolicy":"Cluster","sessionAffinity":"None","selector":{{"app":"svc-{service:05}"}},"ports":[{{"name":"http","protocol":"TCP","port":{PORT},"targetPort":8080{node_port}}}]}}}}"#
+    )
+}
+
+fn slice_object(service: usize, slice: usize, endpoints: &str) -> String {
+    format!(
+        r#"{{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{{"name":"svc-{service:05}-{slice}","namespace":"bench","labels":{{"kubernetes.io/service-name":"svc-{service:05}"}}}},"addressType":"IPv4","ports":[{{"name":"http","protocol":"TCP","port":8080}}],"endpoints":[{endpoints}]}}"#
     )
 }
 
