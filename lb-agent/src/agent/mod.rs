@@ -7,6 +7,8 @@ mod attachments;
 mod changes;
 pub(crate) mod cleanup;
 mod hooks;
+#[cfg(test)]
+mod limits;
 mod observer;
 mod parts;
 mod reporter;

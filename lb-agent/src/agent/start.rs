@@ -100,7 +100,7 @@ fn sizes(config: &Config) -> Sizes {
     let share = MemoryShare::of(memory_bytes());
     Sizes {
         frontends: config.max_frontends,
-        backends: config.max_backends,
+        backends: config.max_backends.unwrap_or(share.backends),
         flows: config.flow_table_size.unwrap_or(share.flows),
         rows: config.selection_rows.unwrap_or(share.rows),
     }

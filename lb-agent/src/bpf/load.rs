@@ -114,17 +114,26 @@ pub(crate) struct Sizes {
 pub(crate) struct MemoryShare {
     /// Entries of `flows_*`.
     pub flows: u32,
+    /// Elements of each of `backends_*`.
+    pub backends: u32,
     /// Rows of `selection`.
     pub rows: u32,
 }
 
 impl MemoryShare {
-    /// A 128th of the memory for flows, a 384th for selection tables.
+    /// A 128th of the memory for flows, a 320th for backends of both families, and for selection tables a 160th up to
+    /// 68 MiB, beyond that a 512th. What fits stands in docs/limits.md.
     pub(crate) fn of(memory_bytes: u64) -> MemoryShare {
         MemoryShare {
             // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
             flows: share(memory_bytes / 128 / 304, 65_536, 1_048_576),
-            rows: share(memory_bytes / 384 / 4, 1 << 22, 1 << 24),
+            // 48 B: an element of either family.
+            backends: share(memory_bytes / 320 / 48, 1 << 18, 1 << 21),
+            rows: share(
+                (memory_bytes / 160).min(68 << 20).max(memory_bytes / 512) / 4,
+                1 << 22,
+                1 << 26,
+            ),
         }
     }
 }

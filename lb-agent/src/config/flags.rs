@@ -131,10 +131,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub max_frontends: u32,
     /// Most backends of a family
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
-    pub max_backends: u32,
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    pub max_backends: String,
     /// Rows of all selection tables together
-    #[arg(long, value_name = "N|auto", default_value = "auto", hide = true)]
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
     pub selection_rows: String,
     /// First and last port for source translation
     #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999")]

@@ -79,7 +79,7 @@ impl RunArgs {
                 1024..=67_108_864,
             )?,
             max_frontends: self.max_frontends,
-            max_backends: self.max_backends,
+            max_backends: auto_or_number("max-backends", &self.max_backends, 16..=16_777_216)?,
             selection_rows: auto_or_number("selection-rows", &self.selection_rows, 1024..=1 << 30)?,
             snat_ports: port_range(&self.snat_ports)?,
             refusals_per_sec: self.refusals_per_sec,
@@ -245,7 +245,7 @@ mod tests {
                 config.max_backends,
                 config.flow_table_size
             ),
-            (65_536, 262_144, None)
+            (65_536, None, None)
         );
         assert_eq!(config.healthz.unwrap().to_string(), "0.0.0.0:10256");
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");

@@ -50,7 +50,7 @@ pub(crate) struct Config {
     /// `--max-frontends`.
     pub max_frontends: u32,
     /// `--max-backends`.
-    pub max_backends: u32,
+    pub max_backends: Option<u32>,
     /// Rows of the selection slab; `None`: by the machine's memory.
     pub selection_rows: Option<u32>,
     /// First and last port for source translation.
