@@ -50,7 +50,7 @@ pub(crate) static BACKENDS_V6: Array<Backend<V6>, 262_144, MMAPABLE> = Array::ne
 /// Type    array of blocks of 1,024 rows, memory-mapped by the agent
 /// Entry   row / 1,024 → backend ids
 /// Writes  agent      Reads  xdp, tc ingress, cgroup
-/// Full    the agent keeps the table that the service port had and names it
+/// Full    tables get smaller, at last the rows of the old one are set one by one; the agent counts or names them
 /// Order   written into a free range before the Service that names it; freed ranges rest
 #[btf_map(name = "selection")]
 pub(crate) static SELECTION: Array<SelectionBlock, 16_384, MMAPABLE> = Array::new();

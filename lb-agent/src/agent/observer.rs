@@ -65,7 +65,7 @@ pub(super) struct Observer {
 #[derive(Debug, Default)]
 struct Health {
     revision: Option<u64>,
-    unserved: Vec<PortKey>,
+    unserved: BTreeMap<PortKey, Lacking>,
     plan: Plan,
 }
 
@@ -208,10 +208,10 @@ impl Observer {
                 tracing::error!("{message}");
             }
             if let Some(port) = error.port() {
-                let map = error.full_map();
                 unserved.entry(port.clone()).or_insert(Lacking {
-                    map,
+                    map: error.full_map(),
                     message: message.clone(),
+                    left_out: error.left_out(),
                 });
             }
             errors.insert(message);
@@ -254,29 +254,32 @@ impl Observer {
     }
 
     /// Load balancers hear of what is in the maps now. A Service with a port that found no room keeps the answer that it
-    /// had (semantics 15.9).
+    /// had; endpoints that are left out do not count (semantics 15.9).
     pub(super) fn health_checks(&mut self, desired: &Desired) {
         let addresses = IpFamily::BOTH.map(|family| health::addresses(desired.node(), family));
         let revision = Some(desired.health_revision());
         let same = self.health.revision == revision
             && self.health.plan.addresses == addresses
-            && self.unserved.keys().eq(&self.health.unserved);
+            && self.unserved == self.health.unserved;
         if same {
             return;
         }
         let mut checks = desired.health_checks().clone();
-        for port in self.unserved.keys() {
+        for (port, lacking) in &self.unserved {
             let key = service_key(port);
             if let Some(check) = checks.get_mut(&key) {
                 let index = port.family.index();
                 let before = self.health.plan.checks.get(&key);
-                let count = before.and_then(|before| before.local[index]).unwrap_or(0);
-                check.local[index] = check.local[index].map(|_| count);
+                let before = before.and_then(|before| before.local[index]).unwrap_or(0);
+                check.local[index] = check.local[index].map(|count| match lacking.left_out {
+                    Some(left_out) => count.saturating_sub(left_out.local as usize),
+                    None => before,
+                });
             }
         }
         self.health = Health {
             revision,
-            unserved: self.unserved.keys().cloned().collect(),
+            unserved: self.unserved.clone(),
             plan: Plan { addresses, checks },
         };
         let health_checks = &self.shared.health_checks;
@@ -430,6 +433,17 @@ impl Observer {
             usage.rows as usize,
             room.selection_rows as usize,
         );
+        if metrics.ports_short(usage.short) {
+            match usage.short {
+                0 => {
+                    tracing::info!("every service port has the rows and backends that it asks for")
+                }
+                short => tracing::warn!(
+                    service_ports = short,
+                    "tables are smaller than they should be: rows or backends are short; raise --selection-rows or --max-backends"
+                ),
+            }
+        }
         if std::mem::take(&mut self.are_warnings_stale) {
             if self.events.is_connected() {
                 self.tell_conflicts(desired);

@@ -97,6 +97,10 @@ impl<S: MapStore> Dataplane<S> {
             self.v4.finish(shared, &ready_v4);
             self.v6.finish(shared, &ready_v6);
             let is_room_made = self.rest();
+            if is_room_made {
+                self.v4.take_up_short(&self.shared);
+                self.v6.take_up_short(&self.shared);
+            }
             if !is_room_made || !self.is_pending() {
                 break;
             }
@@ -146,6 +150,8 @@ impl<S: MapStore> Dataplane<S> {
     }
 
     fn report(&mut self) -> ApplyReport {
+        self.v4.report_short(&mut self.shared);
+        self.v6.report_short(&mut self.shared);
         self.shared.report.pending = self.v4.pending() + self.v6.pending();
         std::mem::take(&mut self.shared.report)
     }
@@ -168,6 +174,7 @@ impl<S: MapStore> Dataplane<S> {
             backends: [self.v4.backends().used(), self.v6.backends().used()],
             service_ports: self.shared.service_ids.used(),
             rows: rows - self.shared.selection.free_rows(),
+            short: self.v4.short() + self.v6.short(),
         }
     }
 

@@ -48,6 +48,11 @@ impl Ids {
         Some(self.next - 1)
     }
 
+    /// Whether no id is free.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.free.is_empty() && self.next >= self.end
+    }
+
     /// Gives back an id that no program has seen.
     pub(crate) fn give_back(&mut self, id: u32) {
         self.free.push(id);

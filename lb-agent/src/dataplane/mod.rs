@@ -36,5 +36,7 @@ pub(crate) mod fake;
 mod tests;
 
 pub(crate) use apply::{Dataplane, DataplaneConfig};
-pub(crate) use report::ApplyReport;
+pub(crate) use report::{ApplyReport, LeftOut};
+#[cfg(test)]
+pub(crate) use selection::tables_within;
 pub(crate) use store::MapStore;

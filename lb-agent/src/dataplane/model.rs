@@ -7,7 +7,7 @@ use lb_common::{
     family::{Address, Family},
 };
 
-use super::maglev::Member;
+use super::maglev::{Member, rows_for};
 use crate::{
     desired::state::{Frontend, FrontendKindOrd, PortKey, ServicePort},
     net::Prefix,
@@ -61,20 +61,54 @@ pub(crate) fn service_keys<F: Family>(want: &ServicePort) -> impl Iterator<Item 
         .filter_map(move |frontend| service_key(frontend, proto))
 }
 
+/// The table of a list in the map.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Table {
+    /// Its rows.
+    pub(crate) range: SelectionList,
+    /// Endpoints of the list that have an id.
+    pub(crate) endpoints: u32,
+    /// Whether its rows are those that Maglev gives the list. Else each was set by itself, or nobody knows.
+    pub(crate) is_whole: bool,
+}
+
+impl Table {
+    /// Endpoints that its rows name.
+    pub(crate) fn served(&self) -> u32 {
+        self.range.len.min(self.endpoints)
+    }
+
+    /// How good it is, in rows of a table made for the list: one that was not is worse than a row an endpoint, because
+    /// no other node has the same.
+    pub(crate) fn worth(&self) -> u32 {
+        if self.is_whole {
+            self.range.len
+        } else {
+            self.range.len.min(self.endpoints.saturating_sub(1))
+        }
+    }
+
+    /// Whether it is what the list of a port of this kind is to have.
+    pub(crate) fn is_proper(&self, external: bool) -> bool {
+        self.endpoints == 0
+            || self.is_whole && self.range.len == rows_for(self.endpoints as usize, external)
+    }
+}
+
 /// The tables of a service port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Tables {
-    /// Of the Cluster list; `None`: unknown, must be built.
-    pub(crate) cluster: Option<SelectionList>,
+    /// Of the Cluster list.
+    pub(crate) cluster: Table,
     /// Of the Local list.
-    pub(crate) local: Option<SelectionList>,
+    pub(crate) local: Table,
 }
 
 impl Tables {
     /// Those that have rows.
     pub(crate) fn with_rows(&self) -> impl Iterator<Item = SelectionList> {
-        let lists = [self.cluster, self.local].into_iter().flatten();
-        lists.filter(|table| table.len > 0)
+        let ranges = [self.cluster.range, self.local.range].into_iter();
+        ranges.filter(|range| range.len > 0)
     }
 }
 
@@ -102,8 +136,8 @@ pub(crate) fn service_value<F: Family>(
     }
     let mut value = Service::default();
     value.id = id;
-    value.cluster = tables.cluster.unwrap_or_default();
-    value.local = tables.local.unwrap_or_default();
+    value.cluster = tables.cluster.range;
+    value.local = tables.local.range;
     value.affinity_secs = want.affinity_secs;
     value.kind = kind.abi() as u8;
     value.flags = flags;

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::{abi::ServiceKey, family::Family};
+use lb_common::{abi::ServiceKey, family::Family, names::maps};
 
 use super::{model::to_ip, store::StoreError};
 use crate::desired::state::PortKey;
@@ -23,6 +23,8 @@ pub(crate) struct ApplyReport {
     pub(crate) tables_written: usize,
     /// Rows of these tables.
     pub(crate) rows_written: usize,
+    /// Rows set one by one, in tables for which no room was left.
+    pub(crate) rows_mended: usize,
     /// Source ranges written or removed.
     pub(crate) ranges_changed: usize,
     /// Grace periods waited for.
@@ -41,6 +43,7 @@ impl ApplyReport {
             + self.backends_written
             + self.states_written
             + self.tables_written
+            + self.rows_mended
             + self.ranges_changed
             == 0
     }
@@ -84,18 +87,44 @@ pub(crate) struct Usage {
     pub(crate) service_ports: usize,
     /// Rows of `selection` in use or at rest.
     pub(crate) rows: u32,
+    /// Service ports that have less of the maps than they ask for.
+    pub(crate) short: usize,
+}
+
+/// Endpoints of a service port that are not served, of the list that lacks more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LeftOut {
+    pub(crate) endpoints: u32,
+    /// Of so many.
+    pub(crate) listed: u32,
+    /// Of the Local list.
+    pub(crate) local: u32,
 }
 
 /// Why an object is not, or not fully, in the maps.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
     /// A service port has no room; what stood there before keeps serving.
-    #[error("no room for service port {port} ({}) in map {map}; raise its size by a flag", port.family.name())]
+    #[error("no room for service port {port} ({}) in map {map}; raise its size by {}", port.family.name(), flag(map))]
     NoRoom {
         /// The service port, named by key: namespace, Service, port.
         port: NamedKey,
         /// The full map.
         map: &'static str,
+    },
+    /// Endpoints of a service port have no room; the others are served.
+    #[error(
+        "{} of {} endpoints of service port {port} ({}) have no room in map {map}; raise its size by {}",
+        left_out.endpoints,
+        left_out.listed,
+        port.family.name(),
+        flag(map)
+    )]
+    LeftOut {
+        port: NamedKey,
+        /// The full map.
+        map: &'static str,
+        left_out: LeftOut,
     },
     /// A frontend could not be written or removed; its previous entry keeps serving.
     #[error("frontend {addr} port {number} of {port} is not up to date and will be tried again")]
@@ -126,10 +155,17 @@ impl ApplyError {
     /// The map that is full, where that is the reason.
     pub(crate) fn full_map(&self) -> Option<&'static str> {
         match self {
-            ApplyError::NoRoom { map, .. } => Some(map),
+            ApplyError::NoRoom { map, .. } | ApplyError::LeftOut { map, .. } => Some(map),
             ApplyError::Frontend { source, .. }
             | ApplyError::Port { source, .. }
             | ApplyError::Shared { source } => source.is_full().then(|| source.map()),
+        }
+    }
+    /// What is left out of a service port that is served otherwise.
+    pub(crate) fn left_out(&self) -> Option<LeftOut> {
+        match self {
+            ApplyError::LeftOut { left_out, .. } => Some(*left_out),
+            _ => None,
         }
     }
     /// A frontend is not as wanted.
@@ -149,10 +185,22 @@ impl ApplyError {
     pub(crate) fn port(&self) -> Option<&PortKey> {
         match self {
             ApplyError::NoRoom { port, .. }
+            | ApplyError::LeftOut { port, .. }
             | ApplyError::Frontend { port, .. }
             | ApplyError::Port { port, .. } => Some(&port.0),
             ApplyError::Shared { .. } => None,
         }
+    }
+}
+
+/// The flag that makes a map larger.
+fn flag(map: &str) -> &'static str {
+    if maps::BACKENDS.contains(&map) {
+        "--max-backends"
+    } else if map == maps::SELECTION {
+        "--selection-rows"
+    } else {
+        "--max-frontends"
     }
 }
 

@@ -36,9 +36,9 @@ impl<S: MapStore> Shared<S> {
     pub(crate) fn write_table(
         &mut self,
         list: &mut [Member],
-        external: bool,
+        rows: u32,
     ) -> StoreResult<SelectionList> {
-        let table = self.selection.write(&mut self.store, list, external)?;
+        let table = self.selection.write(&mut self.store, list, rows)?;
         self.report.tables_written += 1;
         self.report.rows_written += table.len as usize;
         Ok(table)

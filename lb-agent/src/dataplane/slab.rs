@@ -104,6 +104,11 @@ impl Slab {
         }
     }
 
+    /// Rows of the longest free range.
+    pub(crate) fn longest(&self) -> u32 {
+        self.by_len.last().map_or(0, |(len, _)| *len)
+    }
+
     /// Free rows, those at rest not among them.
     pub(crate) fn free_rows(&self) -> u32 {
         self.free

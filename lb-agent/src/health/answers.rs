@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Most service ports that `/readyz` names.
+const SHOWN: usize = 20;
+
 impl Shared {
     pub(super) fn answer_health(&self, path: &str) -> Answer {
         let with_node = path == "/healthz";
@@ -30,10 +33,31 @@ impl Shared {
                 answers[usize::from(code != 200)].fetch_add(1, Ordering::Relaxed);
                 Answer::json(code, body.to_string())
             }
-            "/readyz" if self.ready.load(Ordering::Acquire) => Answer::text(200, "ok"),
+            "/readyz" if self.ready.load(Ordering::Acquire) => {
+                Answer::text(200, &self.ready_text())
+            }
             "/readyz" => Answer::text(503, "the first complete state is not in the maps yet"),
             _ => Answer::text(404, "not found"),
         }
+    }
+
+    /// A node that has no room for something is ready, and says what it lacks: another start would not find more.
+    fn ready_text(&self) -> String {
+        let unserved = self.board.unserved();
+        if unserved.is_empty() {
+            return "ok".to_owned();
+        }
+        let head = format!(
+            "ok, but {} service ports are not, or not wholly, served",
+            unserved.len()
+        );
+        let messages = unserved
+            .values()
+            .take(SHOWN)
+            .map(|lacking| &lacking.message);
+        std::iter::once(&head)
+            .chain(messages)
+            .fold(String::new(), |text, line| text + line + "\n")
     }
 
     pub(super) fn answer_metrics(&self, path: &str) -> Answer {
@@ -114,10 +138,19 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::telemetry::pages::{PATHS, Pages};
+    use crate::{
+        desired::state::{PortKey, ServicePortName},
+        net::{IpFamily, Protocol},
+        telemetry::{
+            pages::{PATHS, Pages},
+            services::Lacking,
+        },
+    };
 
     // semantics 16.1, 16.4
     #[test]
@@ -137,6 +170,38 @@ mod tests {
         assert_eq!(answers(), [live, live, (503, None)]);
         shared.set_ready();
         assert_eq!(answers(), [live, live, (200, None)]);
+    }
+
+    #[test]
+    fn a_ready_node_says_what_it_has_no_room_for() {
+        let shared = Shared::default();
+        shared.set_ready();
+        assert_eq!(shared.answer_health("/readyz").body, "ok");
+        let port = PortKey {
+            name: ServicePortName {
+                namespace: "shop".into(),
+                service: "web".into(),
+                port: "".into(),
+                protocol: Protocol::Tcp,
+            },
+            family: IpFamily::V4,
+        };
+        let lacking = Lacking {
+            map: Some("backends_v4"),
+            message: "1 of 2 endpoints of service port shop/web/TCP".to_owned(),
+            left_out: None,
+        };
+        shared
+            .board
+            .set_unserved(&BTreeMap::from([(port, lacking)]));
+        let answer = shared.answer_health("/readyz");
+        assert_eq!(answer.code, 200);
+        assert!(
+            answer.body.starts_with("ok, but 1 service ports"),
+            "{}",
+            answer.body
+        );
+        assert!(answer.body.contains("shop/web/TCP\n"), "{}", answer.body);
     }
 
     // semantics 16.8

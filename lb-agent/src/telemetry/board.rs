@@ -224,6 +224,7 @@ mod tests {
         let lacking = Lacking {
             map: Some("services_v6"),
             message: "no room".into(),
+            left_out: None,
         };
         board.set_unserved(&BTreeMap::from([(port(2), lacking)]));
         let mut state = State::default();

@@ -71,6 +71,7 @@ struct Inner {
     update: Histogram,
     entries: BTreeMap<&'static str, (u64, u64)>,
     full: BTreeMap<&'static str, u64>,
+    ports_short: usize,
 }
 
 /// What the agent's loop tells.
@@ -94,6 +95,7 @@ impl Default for Metrics {
             update: Histogram::new(update_bounds()),
             entries: BTreeMap::new(),
             full: BTreeMap::new(),
+            ports_short: 0,
         }))
     }
 }
@@ -150,6 +152,12 @@ impl Metrics {
     /// One more service port did not fit into a map.
     pub(crate) fn map_full(&self, map: &'static str) {
         *self.inner().full.entry(map).or_default() += 1;
+    }
+    /// Service ports that have less of the maps than they ask for; `true`: some have and none had, or the other way
+    /// round.
+    pub(crate) fn ports_short(&self, count: usize) -> bool {
+        let before = std::mem::replace(&mut self.inner().ports_short, count);
+        (before == 0) != (count == 0)
     }
 
     /// Appends kube-proxy's rows and our own.
@@ -257,6 +265,13 @@ impl Metrics {
             let count = inner.full.get(map).copied().unwrap_or(0);
             out.row("lb_map_full_total", &[("map", map)], count);
         }
+        let name = "lb_service_ports_short";
+        out.head(
+            name,
+            "gauge",
+            "Service ports that have fewer rows or backends than they ask for.",
+        );
+        out.row(name, &[], inner.ports_short);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::ServiceStats;
 
-use crate::{desired::state::PortKey, exposition::Text};
+use crate::{dataplane::LeftOut, desired::state::PortKey, exposition::Text};
 
 /// A service port without room.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +13,8 @@ pub(crate) struct Lacking {
     pub map: Option<&'static str>,
     /// What the log says.
     pub message: String,
+    /// What is left out of a port that is served otherwise; `None`: what stood there before is served.
+    pub left_out: Option<LeftOut>,
 }
 
 /// Appends traffic by service port; ports that never had any are left out.
@@ -55,6 +57,20 @@ pub(crate) fn render_unserved(out: &mut Text, unserved: &BTreeMap<PortKey, Lacki
         let labels: Vec<_> = port_labels(port).into_iter().chain(map).collect();
         out.row("lb_service_unserved", &labels, 1);
     }
+    out.head(
+        "lb_service_endpoints_left_out",
+        "gauge",
+        "Endpoints of a service port that are not served because a map is full.",
+    );
+    for (port, lacking) in unserved {
+        if let Some(left_out) = lacking.left_out {
+            out.row(
+                "lb_service_endpoints_left_out",
+                &port_labels(port),
+                left_out.endpoints,
+            );
+        }
+    }
 }
 
 fn port_labels(port: &PortKey) -> [(&str, &str); 5] {
@@ -92,9 +108,15 @@ mod tests {
         let metrics = Metrics::default();
         metrics.map_entries("services_v4", 4, 4);
         metrics.map_full("services_v4");
+        assert!(metrics.ports_short(2) && !metrics.ports_short(2));
         let lacking = Lacking {
             map: Some("services_v4"),
             message: String::new(),
+            left_out: Some(LeftOut {
+                endpoints: 3,
+                listed: 5,
+                local: 1,
+            }),
         };
         let mut out = Text::default();
         metrics.render(&mut out);
@@ -104,6 +126,8 @@ mod tests {
             "lb_map_entries{map=\"services_v4\"} 4\n",
             "lb_map_full_total{map=\"services_v4\"} 1\n",
             "lb_service_unserved{namespace=\"shop\",service=\"web\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\",map=\"services_v4\"} 1\n",
+            "lb_service_endpoints_left_out{namespace=\"shop\",service=\"web\",port=\"http\",protocol=\"TCP\",ip_family=\"IPv4\"} 3\n",
+            "lb_service_ports_short 2\n",
         ] {
             assert!(out.contains(row), "{row} in {out}");
         }

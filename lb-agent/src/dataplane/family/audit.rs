@@ -6,7 +6,6 @@ use lb_common::abi::SrcRangeKey;
 
 use super::FamilyState;
 use crate::dataplane::{
-    maglev::rows_for,
     model,
     report::AuditReport,
     shared::Shared,
@@ -56,17 +55,16 @@ impl<F: StoreFamily> FamilyState<F> {
         let mut differences = 0;
         for port in self.held.values() {
             for (table, local) in [(port.tables.cluster, false), (port.tables.local, true)] {
-                let Some(table) = table.filter(|t| t.len > 0) else {
-                    continue;
-                };
-                if local && port.tables.cluster == Some(table) {
+                let range = table.range;
+                if range.len == 0 || local && port.tables.cluster.range == range {
                     continue;
                 }
                 model::members(&port.want, &port.ids, local, &mut list);
-                debug_assert_eq!(table.len, rows_for(list.len(), port.want.external));
-                if !selection.holds(store, table, &mut list)? {
+                if !table.is_whole {
+                    differences += usize::from(selection.mend(store, range, &list)? > 0);
+                } else if !selection.holds(store, range, &mut list)? {
                     differences += 1;
-                    selection.repair(store, table, &mut list)?;
+                    selection.repair(store, range, &mut list)?;
                 }
             }
         }

@@ -140,6 +140,11 @@ impl<F: StoreFamily> Backends<F> {
         Ok(())
     }
 
+    /// Whether no id is free.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.ids.is_exhausted()
+    }
+
     /// Whether some id rests.
     pub(crate) fn is_resting(&self) -> bool {
         self.ids.is_resting()

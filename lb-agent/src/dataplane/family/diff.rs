@@ -1,17 +1,8 @@
-//! Wanted against present: which endpoints stay, which are new, which are gone; which lists still
-//! have the table they had.
+//! Wanted against present: which endpoints stay, which are new, which are gone; which lists are the same.
 
 use std::{cmp::Ordering, net::IpAddr};
 
-use lb_common::abi::SelectionList;
-
-use crate::{
-    dataplane::{
-        maglev::{Member, rows_for},
-        model::Tables,
-    },
-    desired::state::{Endpoint, ServicePort},
-};
+use crate::{dataplane::maglev::Member, desired::state::Endpoint};
 
 /// What becomes of a service port's endpoints. All by index into the old or new list.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,23 +43,6 @@ pub(super) fn endpoints(old: &[Endpoint], old_ids: &[u32], new: &[Endpoint]) -> 
 /// Whether both lists select the same ids.
 pub(super) fn same_members(one: &[Member], other: &[Member]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.id == b.id)
-}
-
-/// The table that a list can keep: that of an old list with the same members and the right size.
-pub(super) fn kept_table(
-    want: &ServicePort,
-    list: &[Member],
-    old_lists: [&[Member]; 2],
-    old_tables: &Tables,
-) -> Option<SelectionList> {
-    let rows = rows_for(list.len(), want.external);
-    if rows == 0 {
-        return Some(SelectionList::default());
-    }
-    [old_tables.cluster, old_tables.local]
-        .into_iter()
-        .zip(old_lists)
-        .find_map(|(table, old)| table.filter(|t| t.len == rows && same_members(list, old)))
 }
 
 #[cfg(test)]

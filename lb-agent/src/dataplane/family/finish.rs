@@ -60,6 +60,7 @@ impl<F: StoreFamily> FamilyState<F> {
         if port.is_removed {
             shared.service_ids.rest(port.service_id);
             self.held.remove(key);
+            self.short.remove(key);
         }
         true
     }

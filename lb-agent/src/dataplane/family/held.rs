@@ -56,10 +56,7 @@ impl<F: StoreFamily> HeldPort<F> {
             want: Arc::new(model::nothing(key)),
             service_id,
             ids: Box::default(),
-            tables: Tables {
-                cluster: Some(SelectionList::default()),
-                local: Some(SelectionList::default()),
-            },
+            tables: Tables::default(),
             ranges: Box::default(),
             replaced: None,
             is_removed: true,

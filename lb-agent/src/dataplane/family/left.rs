@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        maglev::rows_for,
-        model::{self, Tables},
+        maglev::is_size,
+        model::{self, Table, Tables},
         shared::Shared,
         store::{FamilyMaps, MapStore, StoreFamily},
     },
@@ -128,34 +128,38 @@ impl<F: StoreFamily> Left<F> {
         (was, present.iter().map(|b| b.id).collect())
     }
 
-    /// The table of one of its lists; `None`: it is not what the list asks for and must be made anew.
+    /// The table of one of its lists. One whose rows are not those of the list is made anew, or where rows are short
+    /// mended.
     fn claim_table<S: MapStore>(
         &self,
         shared: &mut Shared<S>,
-        table: SelectionList,
+        range: SelectionList,
         was: &ServicePort,
         ids: &[u32],
         local: bool,
-    ) -> Option<SelectionList> {
+    ) -> Table {
         let mut list = Vec::new();
         model::members(was, ids, local, &mut list);
-        if list.is_empty() {
-            return Some(SelectionList::default());
-        }
-        let has_size = [false, true]
-            .iter()
-            .any(|external| rows_for(list.len(), *external) == table.len);
-        if !has_size || !self.tables.contains(&table) {
-            return None;
+        let endpoints = u32::try_from(list.len()).unwrap_or(u32::MAX);
+        if !self.tables.contains(&range) {
+            return Table {
+                endpoints,
+                ..Table::default()
+            };
         }
         let Shared {
             selection, store, ..
         } = shared;
         // One that cannot be read is made anew.
-        let is_whole = selection
-            .holds(store, table, &mut list)
-            .is_ok_and(|same| same);
-        is_whole.then_some(table)
+        let is_whole = is_size(range.len, list.len())
+            && selection
+                .holds(store, range, &mut list)
+                .is_ok_and(|same| same);
+        Table {
+            range,
+            endpoints,
+            is_whole,
+        }
     }
 
     /// Lays to rest what nobody has claimed; no frontend shows it any more. What could not be removed is left

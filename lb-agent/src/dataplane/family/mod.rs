@@ -11,8 +11,12 @@ mod held;
 mod left;
 mod prepare;
 mod publish;
+mod short;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use self::held::HeldPort;
 pub(crate) use self::{
@@ -36,6 +40,8 @@ pub(crate) struct FamilyState<F: StoreFamily> {
     backends: Backends<F>,
     /// Service ports that are not as wanted: to be tried again. `None`: to be removed.
     pending: HashMap<PortKey, Option<Arc<ServicePort>>>,
+    /// Service ports that have less of the maps than they ask for.
+    short: BTreeSet<PortKey>,
     /// What was in the maps before the start and is nobody's yet.
     left: Option<Left<F>>,
     lists: Lists,
@@ -58,6 +64,7 @@ impl<F: StoreFamily> FamilyState<F> {
             frontends,
             backends,
             pending: HashMap::new(),
+            short: BTreeSet::new(),
             left: Some(left),
             lists: Lists::default(),
         }

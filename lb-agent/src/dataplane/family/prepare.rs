@@ -15,12 +15,12 @@ use super::{
 use crate::{
     dataplane::{
         maglev::Member,
-        model::{self, Tables},
+        model::{self, Table, Tables},
         report::{ApplyError, NamedKey},
         shared::Shared,
         store::{FamilyMaps, MapStore, StoreError, StoreFamily, StoreResult},
     },
-    desired::state::{PortKey, ServicePort},
+    desired::state::{Endpoint, PortKey, ServicePort},
 };
 
 /// What was made for a service port before it is known whether all of it fits.
@@ -72,6 +72,7 @@ impl<F: StoreFamily> FamilyState<F> {
             // Nothing of it was ever in the maps.
             shared.service_ids.give_back(port.service_id);
         } else {
+            self.note_short(key, &port);
             self.held.insert(key.clone(), port);
         }
         changed.map(|()| true)
@@ -153,7 +154,8 @@ impl<F: StoreFamily> FamilyState<F> {
         })
     }
 
-    /// Makes the backends of the endpoints whose id is 0.
+    /// Makes the backends of the endpoints whose id is 0. Where ids are short, those that a list names come first, of
+    /// these the ones of this node; the others stay without.
     fn make_backends<S: MapStore>(
         &mut self,
         shared: &mut Shared<S>,
@@ -162,11 +164,20 @@ impl<F: StoreFamily> FamilyState<F> {
         mut ids: Vec<u32>,
         made: &mut Made<F>,
     ) -> StoreResult<Vec<u32>> {
-        let endpoints = want.endpoints.iter().zip(&mut ids);
-        for (endpoint, id) in endpoints.filter(|(_, id)| **id == 0) {
-            if let Some(new) = self.backends.create(shared, endpoint, port.service_id)? {
-                made.ids.push(new);
-                *id = new;
+        let turns: [fn(&Endpoint) -> bool; 3] =
+            [|e| e.in_local, |e| e.in_cluster, |_served_before| true];
+        for is_due in turns {
+            let endpoints = want.endpoints.iter().zip(&mut ids);
+            for (endpoint, id) in endpoints.filter(|(e, id)| **id == 0 && is_due(e)) {
+                match self.backends.create(shared, endpoint, port.service_id) {
+                    Ok(None) => {}
+                    Ok(Some(new)) => {
+                        made.ids.push(new);
+                        *id = new;
+                    }
+                    Err(StoreError::Full { .. }) => return Ok(ids),
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(ids)
@@ -196,6 +207,8 @@ impl<F: StoreFamily> FamilyState<F> {
     }
 }
 
+/// Writes the tables of the lists that cannot keep theirs. A list for which no better table can be had stays with the
+/// rows that it had, which are set one by one when it is published.
 fn make_tables<F: StoreFamily, S: MapStore>(
     lists: &mut Lists,
     shared: &mut Shared<S>,
@@ -214,24 +227,54 @@ fn make_tables<F: StoreFamily, S: MapStore>(
     model::members(want, ids, true, local);
     model::members(&port.want, &port.ids, false, old_cluster);
     model::members(&port.want, &port.ids, true, old_local);
-    let old_lists = [old_cluster.as_slice(), old_local.as_slice()];
-    let mut table_of = |list: &mut [Member]| -> StoreResult<SelectionList> {
-        if let Some(kept) = diff::kept_table(want, list, old_lists, &port.tables) {
-            return Ok(kept);
-        }
-        let table = shared.write_table(list, want.external)?;
-        made.tables.push(table);
-        Ok(table)
-    };
-    let cluster_table = table_of(cluster)?;
+    let Tables {
+        cluster: had_cluster,
+        local: had_local,
+    } = port.tables;
+    let whole = [(had_cluster, &*old_cluster), (had_local, &*old_local)];
+    let mut table_of =
+        |list: &mut [Member], had: &[SelectionList], taken: Option<SelectionList>| {
+            let Ok(endpoints) = u32::try_from(list.len()) else {
+                return Err(StoreError::Full {
+                    map: maps::SELECTION,
+                });
+            };
+            let is_free = |range: &SelectionList| range.len > 0 && Some(*range) != taken;
+            let kept = whole.iter().find(|(table, old)| {
+                table.is_whole && is_free(&table.range) && diff::same_members(list, old)
+            });
+            let has = kept.map_or_else(
+                || Table {
+                    range: had.iter().copied().find(is_free).unwrap_or_default(),
+                    endpoints,
+                    is_whole: false,
+                },
+                |(table, _)| *table,
+            );
+            match shared.selection.better(&has, want.external) {
+                _ if list.is_empty() => Ok(Table::default()),
+                None => Ok(has),
+                Some(rows) => {
+                    let range = shared.write_table(list, rows)?;
+                    made.tables.push(range);
+                    Ok(Table {
+                        range,
+                        endpoints,
+                        is_whole: true,
+                    })
+                }
+            }
+        };
+    let cluster_table = table_of(cluster, &[had_cluster.range], None)?;
     let local_table = if diff::same_members(cluster, local) {
         cluster_table
     } else {
-        table_of(local)?
+        let had = [had_local.range, had_cluster.range];
+        table_of(local, &had, Some(cluster_table.range))?
     };
     Ok(Tables {
-        cluster: Some(cluster_table),
-        local: Some(local_table),
+        cluster: cluster_table,
+        local: local_table,
     })
 }
 

@@ -7,9 +7,9 @@ use super::FamilyState;
 use crate::{
     dataplane::{
         model,
-        report::ApplyError,
+        report::{ApplyError, NamedKey},
         shared::Shared,
-        store::{FamilyMaps, MapStore, StoreFamily},
+        store::{FamilyMaps, MapStore, StoreFamily, StoreResult},
     },
     desired::state::{FrontendKindOrd, PortKey},
 };
@@ -60,8 +60,39 @@ impl<F: StoreFamily> FamilyState<F> {
             .is_ok()
     }
 
+    /// Sets the rows of tables that were not made for their list, before anything of it is shown: endpoints that are
+    /// gone leave them here.
+    fn mend_tables<S: MapStore>(
+        &mut self,
+        shared: &mut Shared<S>,
+        key: &PortKey,
+    ) -> StoreResult<()> {
+        let Some(port) = self.held.get(key) else {
+            return Ok(());
+        };
+        let list = &mut self.lists.cluster;
+        for (table, local) in [(port.tables.cluster, false), (port.tables.local, true)] {
+            if !table.is_whole {
+                model::members(&port.want, &port.ids, local, list);
+                let Shared {
+                    selection,
+                    store,
+                    report,
+                    ..
+                } = shared;
+                report.rows_mended += selection.mend(store, table.range, list)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `false`: some frontend could not be written.
     fn publish_port<S: MapStore>(&mut self, shared: &mut Shared<S>, key: &PortKey) -> bool {
+        if let Err(source) = self.mend_tables(shared, key) {
+            let port = NamedKey(key.clone());
+            shared.report.errors.push(ApplyError::Port { port, source });
+            return false;
+        }
         let Some(port) = self.held.get(key) else {
             return true;
         };

@@ -3,35 +3,6 @@
 use super::*;
 
 #[test]
-fn service_port_that_does_not_fit_is_named_and_the_rest_is_served() {
-    let sizes = Capacities {
-        max_services: 64,
-        max_backends: 4,
-        selection_rows: 1024,
-        max_flows: 1,
-    };
-    let mut dataplane = start(FakeStore::new(sizes));
-    let report = dataplane.apply(&[
-        set(&service_port("a", "10.96.0.1", &["10.0.0.1", "10.0.0.2"])),
-        set(&service_port("b", "10.96.0.2", &["10.0.0.3", "10.0.0.4"])),
-    ]);
-    assert_eq!(report.pending, 1);
-    let [error @ ApplyError::NoRoom { port: named, map }] = &report.errors[..] else {
-        panic!("{:?}", report.errors)
-    };
-    assert_eq!((&named.0, *map), (&key("b"), "backends_v4"));
-    assert!(error.to_string().contains("default/b/TCP"), "{error}");
-    assert!(
-        entry(&dataplane, "10.96.0.1", 80).is_some()
-            && entry(&dataplane, "10.96.0.2", 80).is_none()
-    );
-    // Room appears by itself in the same batch that frees it.
-    let report = dataplane.apply(&[Change::Remove(key("a"))]);
-    assert_eq!((report.pending, report.errors.len()), (0, 0));
-    assert!(entry(&dataplane, "10.96.0.2", 80).is_some());
-}
-
-#[test]
 fn full_services_map_names_the_frontend_and_keeps_the_others() {
     let sizes = Capacities {
         max_services: 4,

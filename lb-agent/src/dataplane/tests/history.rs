@@ -9,7 +9,7 @@ use super::*;
 use crate::dataplane::fake::Allowed;
 
 /// What the maps say, free of ids and offsets.
-fn picture(store: &FakeStore) -> BTreeMap<(IpAddr, u16, u8), String> {
+pub(super) fn picture(store: &FakeStore) -> BTreeMap<(IpAddr, u16, u8), String> {
     let mut picture = BTreeMap::new();
     for (key, s) in store.v4.services.iter() {
         let list = |table: SelectionList| -> Vec<_> {

@@ -4,6 +4,7 @@ mod audit;
 mod failures;
 mod history;
 mod restart;
+mod scarce;
 mod writes;
 
 use std::{net::IpAddr, sync::Arc};
