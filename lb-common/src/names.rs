@@ -21,7 +21,9 @@ pub mod maps {
     pub const SRC_RANGES: [&str; 2] = ["src_ranges_v4", "src_ranges_v6"];
     /// Ports of first fragments.
     pub const FRAGMENTS: [&str; 2] = ["fragments_v4", "fragments_v6"];
-    /// What sockets dialled.
+    /// What connected sockets dialled.
+    pub const SOCKET_PEERS: &str = "socket_peers";
+    /// What unconnected UDP sockets dialled.
     pub const SOCKET_ORIGINS: &str = "socket_origins";
     /// Ports that a frontend or an SNAT flow uses.
     pub const PORT_FILTER: &str = "port_filter";

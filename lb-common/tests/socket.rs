@@ -8,7 +8,7 @@ use lb_common::abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Be16, Config,
     Counter, DropReason, Event, Flow, FlowFlags, FlowKey, Fragment, FragmentKey, FrontendKind,
     Interface, MacAddr, ModeFlags, Scratch, SelectionList, Service, ServiceFlags, ServiceKey,
-    SocketOrigin, SocketOriginKey, Transport, XdpDevice, proto,
+    SocketOrigin, SocketOriginKey, SocketPeer, Transport, XdpDevice, proto,
 };
 use lb_common::family::Address;
 use lb_common::pipeline::ip::Ip;
@@ -106,6 +106,7 @@ struct World {
     v6: Maps<V6>,
     rows: RefCell<Vec<u32>>,
     ports: RefCell<BTreeSet<(u8, u16)>>,
+    peers: RefCell<HashMap<u32, SocketPeer>>,
     origins: RefCell<HashMap<SocketOriginKey, SocketOrigin>>,
     counts: RefCell<BTreeMap<u32, u32>>,
     flows: Cell<u32>,
@@ -191,6 +192,14 @@ impl<F: Family> FlowEntry<F> for NoEntry {
 }
 
 impl SocketTables for World {
+    fn peer(&self, cookie: u64) -> Option<SocketPeer> {
+        self.peers.borrow().get(&SocketPeer::cell(cookie)).copied()
+    }
+    fn set_peer(&self, cookie: u64, peer: &SocketPeer) {
+        self.peers
+            .borrow_mut()
+            .insert(SocketPeer::cell(cookie), *peer);
+    }
     fn origin(&self, key: &SocketOriginKey) -> Option<SocketOrigin> {
         self.origins.borrow().get(key).copied()
     }
@@ -376,6 +385,8 @@ macro_rules! both_families {
 
 both_families! {
     a_connect_to_a_service_reaches_a_backend_and_shows_the_service => connect_and_show;
+    a_socket_sees_its_backend_once_a_later_one_took_its_cell => shared_cell;
+    of_two_services_of_one_backend_the_last_is_shown => last_dialled;
     sockets_spread_over_all_backends => spread;
     what_is_no_service_is_left_alone => not_ours;
     an_unconnected_socket_keeps_its_backend_until_it_is_gone => keep;
@@ -410,6 +421,57 @@ fn connect_and_show<F: Numbered>() {
         report::<F, _, _>(&mut other, &world);
         assert_eq!(other.named(), backend.named());
         assert_eq!(world.count_of(Counter::SocketReceive), 1);
+    }
+}
+
+fn shared_cell<F: Numbered>() {
+    for proto in [proto::TCP, proto::UDP] {
+        let world = World::with_service::<F>(|_| ());
+        let connected = |cookie| {
+            let mut call = Call::<F>::to(F::vip(1), proto, cookie);
+            assert_eq!(dial(&world, &mut call), TRANSLATED);
+            call
+        };
+        let shown = |mut call: Call<F>| {
+            report::<F, _, _>(&mut call, &world);
+            call.named()
+        };
+        let cells = u64::from(SocketPeer::CELLS);
+        let (first, beside, last) = (connected(1), connected(2), connected(1 + cells));
+        assert_eq!(shown(first), first.named());
+        assert_eq!(shown(beside), (F::vip(1), VIP_PORT));
+        assert_eq!(shown(last), (F::vip(1), VIP_PORT));
+        // Nor does a socket of that cell which dialled the backend itself see the Service.
+        let direct = Call {
+            cookie: 1 + 2 * cells,
+            ..last
+        };
+        assert_eq!(shown(direct), last.named());
+    }
+}
+
+fn last_dialled<F: Numbered>() {
+    let world = World::with_service::<F>(|_| ());
+    for vip in [1, 2] {
+        world.frontend::<F>(F::vip(vip), &[1], |_| ());
+    }
+    let backend = Call {
+        port: 8001,
+        ..Call::<F>::to(F::pod(1), proto::UDP, 1)
+    };
+    for (outcome, vip) in [
+        (
+            connect::<F, _, _> as fn(&mut Call<F>, &World) -> SocketOutcome,
+            1,
+        ),
+        (send::<F, _, _>, 2),
+        (connect::<F, _, _>, 1),
+    ] {
+        let mut call = Call::<F>::to(F::vip(vip), proto::UDP, 1);
+        assert_eq!(outcome(&mut call, &world), TRANSLATED);
+        assert_eq!(call.named(), backend.named());
+        report::<F, _, _>(&mut call, &world);
+        assert_eq!(call.named(), (F::vip(vip), VIP_PORT));
     }
 }
 
@@ -452,6 +514,7 @@ fn not_ours<F: Numbered>() {
             assert_eq!(after.named(), call.named());
         }
     }
+    assert!(world.peers.borrow().is_empty());
     assert!(world.origins.borrow().is_empty());
     assert!(world.counts.borrow().is_empty());
 }

@@ -9,7 +9,7 @@ use lb_common::abi::{
     Affinity, AffinityKey, Backend, Be32, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
     Interface, NodeAddrFlags, NodeAddrKey, PORT_FILTER_ENTRIES, PackedFlowKey, PacketCount,
     PortFilter, Scratch, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
-    SocketOriginKey, XdpDevice,
+    SocketOriginKey, SocketPeer, XdpDevice,
 };
 use lb_common::wire::Ports;
 use lb_common::{Family, V4, V6};
@@ -18,6 +18,7 @@ const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const PORT_FILTERS: usize = PORT_FILTER_ENTRIES as usize;
 const COUNTERS_LEN: usize = DropReason::COUNTERS as usize;
 const XDP_DEVICE_SLOTS: usize = XdpDevice::SLOTS as usize;
+const SOCKET_PEER_CELLS: usize = SocketPeer::CELLS as usize;
 
 /// Which Service a destination belongs to.
 ///
@@ -139,7 +140,17 @@ pub(crate) static FRAGMENTS_V4: LruHashMap<FragmentKey<V4>, Fragment, 8_192> = L
 #[btf_map(name = "fragments_v6")]
 pub(crate) static FRAGMENTS_V6: LruHashMap<FragmentKey<V6>, Fragment, 8_192> = LruHashMap::new();
 
-/// What sockets dialled, and which backend an unconnected UDP socket keeps.
+/// What connected sockets dialled.
+///
+/// Type    array
+/// Entry   [`SocketPeer::cell`] of the socket's cookie → [`SocketPeer`]
+/// Writes  cgroup      Reads  cgroup, agent
+/// Full    a later socket of the same cell takes it: the older one sees the backend's address
+/// Order   none: the check tells a value that is another socket's or half written
+#[btf_map(name = "socket_peers")]
+pub(crate) static SOCKET_PEERS: Array<SocketPeer, SOCKET_PEER_CELLS> = Array::new();
+
+/// What unconnected UDP sockets dialled, and which backend they keep for it.
 ///
 /// Type    LRU hash
 /// Entry   [`SocketOriginKey`] → [`SocketOrigin`]

@@ -25,7 +25,7 @@ use lb_common::{
         Addr4, Addr6, AffinityKey, Backend, BackendFlags, BackendState, Be16, Be32, Config,
         Counter, DropReason, FrontendKind, ModeFlags, PORT_FILTER_WORDS, PacketCount, PortFilter,
         SELECTION_BLOCK_ROWS, SelectionBlock, SelectionList, Service, ServiceFlags, ServiceKey,
-        Transport, port_filter_slot, proto,
+        SocketPeer, Transport, port_filter_slot, proto,
     },
     names,
 };
@@ -45,6 +45,8 @@ fn main() -> ExitCode {
         [Root, Bpf, Cgroup2],
         [
             a_dialled_cluster_ip_reaches_backends_and_is_what_the_process_sees,
+            every_connected_socket_sees_what_it_dialled,
+            a_socket_whose_record_is_lost_sees_its_backend_and_goes_on,
             an_unconnected_socket_keeps_its_backend_until_that_is_gone,
             one_socket_may_talk_to_several_services,
             an_ipv4_mapped_address_is_ipv4,
@@ -442,6 +444,84 @@ fn a_dialled_cluster_ip_reaches_backends_and_is_what_the_process_sees() -> Resul
     assert_eq!(fixture.hooks.count(Counter::SocketConnect as u32)?, 128);
     assert_eq!(fixture.hooks.count(Counter::SocketSend as u32)?, 64);
     assert!(fixture.hooks.count(Counter::SocketReceive as u32)? >= 192);
+    Ok(())
+}
+
+/// `SO_COOKIE`: the number by which the hooks know a socket.
+fn cookie(socket: &Socket) -> Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>())?;
+    // SAFETY: the option writes eight bytes, which `cookie` has.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    ensure!(code == 0, std::io::Error::last_os_error());
+    Ok(cookie)
+}
+
+/// Sockets of one moment, their cells side by side: two frontends of the same backends, and the backends themselves.
+fn every_connected_socket_sees_what_it_dialled() -> Result<()> {
+    let mut fixture = Fixture::new("hooks-peers", true)?;
+    for (id, ip) in [1, 3].into_iter().zip(FAMILIES) {
+        let vips: [SocketAddr; 2] = [
+            (cluster_ip(ip, 1), 80).into(),
+            (cluster_ip(ip, 2), 81).into(),
+        ];
+        for (service_id, vip) in (id..).zip(vips) {
+            fixture.hooks.pair(ip, service_id, vip)?;
+        }
+        let direct: SocketAddr = (backend_addr(ip, 1), PORT).into();
+        for kind in [Type::STREAM, Type::DGRAM] {
+            let mut sockets = Vec::new();
+            for dialled in [vips[0], vips[1], direct].into_iter().cycle().take(300) {
+                let domain = Domain::for_address(dialled);
+                let socket = fixture.cgroup.socket(&fixture.host.ns, domain, kind)?;
+                socket.connect(&dialled.into())?;
+                sockets.push((socket, dialled));
+            }
+            for (socket, dialled) in &sockets {
+                ensure!(
+                    socket.peer_addr()?.as_socket() == Some(*dialled),
+                    "{kind:?} to {dialled}: shown {:?}",
+                    socket.peer_addr()?.as_socket()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_socket_whose_record_is_lost_sees_its_backend_and_goes_on() -> Result<()> {
+    let mut fixture = Fixture::new("hooks-lost", true)?;
+    for (id, ip) in [1, 2].into_iter().zip(FAMILIES) {
+        let vip = (cluster_ip(ip, 1), 80).into();
+        fixture.hooks.pair(ip, id, vip)?;
+        for kind in [Type::STREAM, Type::DGRAM] {
+            let socket = fixture
+                .cgroup
+                .socket(&fixture.host.ns, Domain::for_address(vip), kind)?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect(&vip.into())?;
+            ensure!(socket.peer_addr()?.as_socket() == Some(vip));
+            let cell = SocketPeer::cell(cookie(&socket)?);
+            let map = names::maps::SOCKET_PEERS;
+            fixture.hooks.set(map, cell, SocketPeer::default())?;
+            let shown = socket.peer_addr()?.as_socket().map(|peer| peer.ip());
+            ensure!(
+                shown == Some(backend_addr(ip, 1)) || shown == Some(backend_addr(ip, 2)),
+                "{kind:?}: shown {shown:?}"
+            );
+            socket.send(b"who 0\n")?;
+            let mut bytes = [std::mem::MaybeUninit::uninit(); 64];
+            ensure!(socket.recv(&mut bytes)? > 0);
+        }
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! gone, so that the process sees ECONNABORTED and connects anew (semantics 17.2, 17.3).
 //!
 //! The kernel asks no hook when a connected socket sends, so nothing else can turn it. Asked for are the
-//! connected sockets of this network namespace alone; which of them are ours `socket_origins` tells by
+//! connected sockets of this network namespace alone; which of them are ours `socket_peers` tells by
 //! the socket's number, so that a socket that dialled a backend itself is left alone (17.5).
 //!
 //! A socket that is connected to a frontend itself got there before the Service did: it goes on untranslated until it
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use lb_common::{
     Family,
-    abi::{Addr4, Backend, Be16, ServiceKey, SocketOrigin, SocketOriginKey, proto},
+    abi::{Addr4, Backend, Be16, ServiceKey, SocketOrigin, SocketOriginKey, SocketPeer, proto},
     names::maps as names,
 };
 
@@ -40,7 +40,7 @@ fn is_gone<F: Family>(backend: &Backend<F>, origin: &SocketOrigin) -> bool {
 /// Ends sockets whose backend is gone, after changes.
 #[derive(Debug)]
 pub(super) struct StaleSockets {
-    origins: TypedMap<SocketOriginKey, SocketOrigin>,
+    peers: TypedMap<u32, SocketPeer>,
     netlink: Option<SockDiag>,
     is_due: bool,
     is_unsupported: bool,
@@ -53,7 +53,7 @@ impl StaleSockets {
     /// `is_translated`: the socket hooks are in use.
     pub(super) fn open(dir: &Path, is_translated: bool) -> MapResult<StaleSockets> {
         Ok(StaleSockets {
-            origins: TypedMap::open(dir, names::SOCKET_ORIGINS, Access::Read)?,
+            peers: TypedMap::open(dir, names::SOCKET_PEERS, Access::Read)?,
             netlink: None,
             is_due: true,
             is_unsupported: false,
@@ -99,7 +99,8 @@ impl StaleSockets {
     }
 
     fn is_stale(&self, maps: &Maps, key: &SocketOriginKey) -> MapResult<bool> {
-        let Some(origin) = self.origins.lookup(key)? else {
+        let peer = self.peers.lookup(&SocketPeer::cell(key.cookie))?;
+        let Some(origin) = peer.and_then(|peer| peer.of(key)) else {
             let addr = key.addr;
             return Ok(self.is_translated
                 && if key.family == 4 {

@@ -39,5 +39,5 @@ pub use port_range::{PortRange, PortRangeError};
 pub use service::{
     FrontendKind, SelectionList, Service, ServiceFlags, ServiceKey, ServiceStats, service_check,
 };
-pub use socket::{OriginKind, SocketOrigin, SocketOriginKey};
+pub use socket::{OriginKind, SocketOrigin, SocketOriginKey, SocketPeer, socket_check};
 pub use transport::Transport;

@@ -1,8 +1,10 @@
 //! A call on a socket → the backend it is to reach; a name that the kernel reports → what was dialled.
 //!
 //! Packets of a translated socket carry the backend's address from the start, so nothing is rewritten
-//! later. What the process sees is kept right by `socket_origins`: a backend's address is reported as
-//! the address that was dialled, and an unconnected UDP socket keeps its backend for each address.
+//! later. What the process sees is kept right by two maps: a backend's address is reported as the address
+//! that was dialled, which a connected socket notes in `socket_peers` and an unconnected UDP socket in
+//! `socket_origins`; the latter keeps its backend for each address there, too. Of two addresses that one socket
+//! dialled and one backend serves, the last is reported.
 
 use super::head::translated;
 use super::ip::Ip;
@@ -11,7 +13,7 @@ use super::tables::Tables;
 use super::{affinity, service};
 use crate::abi::{
     Addr4, Addr6, Be16, Counter, DropReason, ModeFlags, OriginKind, Service, ServiceFlags,
-    ServiceKey, SocketOrigin, SocketOriginKey, Transport,
+    ServiceKey, SocketOrigin, SocketOriginKey, SocketPeer, Transport,
 };
 use crate::family::{Address, Family, V4, V6};
 
@@ -36,6 +38,10 @@ pub trait SocketCall<F: Family> {
 
 /// What sockets remember, beside the maps of [`Tables`].
 pub trait SocketTables {
+    /// The cell of `socket_peers` that a socket shares with others.
+    fn peer(&self, cookie: u64) -> Option<SocketPeer>;
+    /// Writes it; whoever had it before is forgotten.
+    fn set_peer(&self, cookie: u64, peer: &SocketPeer);
     /// An entry of `socket_origins`.
     fn origin(&self, key: &SocketOriginKey) -> Option<SocketOrigin>;
     /// Writes an entry of `socket_origins`; the least recently used makes room.
@@ -78,7 +84,9 @@ where
         Chosen::Backend(choice) => choice,
         Chosen::Verdict(verdict) => return Ok(verdict),
     };
-    remember(tables, &choice, cookie, (&daddr, dport), transport);
+    let back = way_back(&choice, cookie, transport);
+    let origin = origin(&choice, &daddr, dport);
+    tables.set_peer(cookie, &SocketPeer::sealed(&back, origin));
     call.set(choice.backend.addr, choice.backend.port);
     tables.count(Counter::SocketConnect);
     Ok(SocketVerdict::Translated)
@@ -136,7 +144,13 @@ where
         Chosen::Verdict(verdict) => return Ok(verdict),
     };
     // The way back first: no datagram leaves whose answer would show the backend's address.
-    remember(tables, &choice, cookie, (&daddr, dport), Transport::Udp);
+    let back = way_back(&choice, cookie, Transport::Udp);
+    let origin_back = origin(&choice, &daddr, dport);
+    tables.set_origin(&back, &origin_back);
+    if connected(tables, &back).is_some() {
+        // It was connected to this backend before, by whatever frontend: what it dialled last is reported.
+        tables.set_peer(cookie, &SocketPeer::sealed(&back, origin_back));
+    }
     tables.set_origin(
         &dialled,
         &origin(&choice, &choice.backend.addr, choice.backend.port),
@@ -164,7 +178,11 @@ where
         OriginKind::Backend,
         transport,
     );
-    if let Some(origin) = tables.origin(&key) {
+    let found = match connected(tables, &key) {
+        None if transport == Transport::Udp => tables.origin(&key),
+        found => found,
+    };
+    if let Some(origin) = found {
         call.set(F::Addr::from_words(origin.addr.be), origin.port);
         tables.count(Counter::SocketReceive);
     }
@@ -330,24 +348,23 @@ fn stand_in_port(cookie: u64) -> Be16 {
     }
 }
 
-/// Notes what the socket dialled, under the backend's address.
+/// What a socket dialled when it was connected to the backend of this key.
 #[inline(always)]
-fn remember<F: Ip, T: SocketTables>(
-    tables: &T,
-    choice: &Choice<F>,
-    cookie: u64,
-    (daddr, dport): (&F::Addr, Be16),
-    transport: Transport,
-) {
+fn connected<T: SocketTables>(tables: &T, key: &SocketOriginKey) -> Option<SocketOrigin> {
+    tables.peer(key.cookie)?.of(key)
+}
+
+/// The key of what the socket dialled: the backend's address, by which the kernel will name it.
+#[inline(always)]
+fn way_back<F: Family>(choice: &Choice<F>, cookie: u64, transport: Transport) -> SocketOriginKey {
     let backend = &choice.backend;
-    let key = key::<F>(
+    key::<F>(
         cookie,
         &backend.addr,
         backend.port,
         OriginKind::Backend,
         transport,
-    );
-    tables.set_origin(&key, &origin(choice, daddr, dport));
+    )
 }
 
 #[inline(always)]

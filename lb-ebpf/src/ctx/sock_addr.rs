@@ -5,13 +5,13 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use lb_common::abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow,
     FlowKey, Fragment, FragmentKey, Interface, Service, ServiceKey, SocketOrigin, SocketOriginKey,
-    Transport, XdpDevice,
+    SocketPeer, Transport, XdpDevice,
 };
 use lb_common::pipeline::socket::{SocketCall, SocketTables};
 use lb_common::pipeline::tables::{Insert, Tables};
 use lb_common::{V4, V6};
 
-use crate::maps::{COUNTERS, FamilyMaps, SERVICE_STATS, SOCKET_ORIGINS};
+use crate::maps::{COUNTERS, FamilyMaps, SERVICE_STATS, SOCKET_ORIGINS, SOCKET_PEERS};
 use crate::tables::Kernel;
 
 /// The context of one call. `SENDS`: it is a sendmsg, whose source address is the datagram's own.
@@ -212,6 +212,21 @@ pub(crate) fn count_drop(reason: DropReason) {
 pub(crate) struct PreemptibleKernel;
 
 impl SocketTables for PreemptibleKernel {
+    #[inline(always)]
+    fn peer(&self, cookie: u64) -> Option<SocketPeer> {
+        SOCKET_PEERS.get_ptr(SocketPeer::cell(cookie)).map(|peer| {
+            // SAFETY: the verifier knows the pointer as a map value of this size, and every bit pattern
+            // is a valid `SocketPeer`. Another socket may write it meanwhile: the caller compares the check.
+            unsafe { core::ptr::read(peer) }
+        })
+    }
+    #[inline(always)]
+    fn set_peer(&self, cookie: u64, peer: &SocketPeer) {
+        if let Some(cell) = SOCKET_PEERS.get_ptr_mut(SocketPeer::cell(cookie)) {
+            // SAFETY: a map value of this size; who reads it half written sees a check that does not hold.
+            unsafe { core::ptr::write(cell, *peer) }
+        }
+    }
     #[inline(always)]
     fn origin(&self, key: &SocketOriginKey) -> Option<SocketOrigin> {
         SOCKET_ORIGINS.get_ptr(key).map(|origin| {

@@ -7,7 +7,7 @@ use lb_common::{
     abi::{
         Affinity, AffinityKey, Backend, Config, Flow, FlowMapKey, Interface, NodeAddrFlags,
         NodeAddrKey, PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats,
-        SocketOrigin, SocketOriginKey, SrcRangeKey, XdpDevice,
+        SocketOrigin, SocketOriginKey, SocketPeer, SrcRangeKey, XdpDevice,
     },
 };
 
@@ -43,6 +43,7 @@ plain!(
     ServiceStats,
     SocketOrigin,
     SocketOriginKey,
+    SocketPeer,
     XdpDevice,
     SelectionBlock
 );
