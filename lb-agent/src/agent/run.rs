@@ -30,6 +30,8 @@ use crate::{
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks whether the hooks are still attached.
 const HOOKS_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks whether a grace period has passed.
+const GRACE_INTERVAL: Duration = Duration::from_millis(20);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -184,13 +186,11 @@ impl Agent {
                 }
                 _ = retry.tick() => {
                     if self.dataplane.is_pending() {
-                        let report = self.dataplane.retry();
-                        self.stale_sockets.changed();
-                        self.observer.settled(&report, &self.dataplane);
-                        self.observer.health_checks(&self.desired);
+                        self.retry();
                     }
                     self.observer.tick(&self.desired, &self.dataplane, self.ageing.entries());
                 }
+                () = sleep(GRACE_INTERVAL), if self.dataplane.is_resting() => self.retry(),
                 _ = audit.tick() => self.audit(),
                 _ = hooks.tick() => {
                     self.repair_hooks()?;
@@ -198,6 +198,14 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Tries again what failed, and frees what has rested.
+    fn retry(&mut self) {
+        let report = self.dataplane.retry();
+        self.stale_sockets.changed();
+        self.observer.settled(&report, &self.dataplane);
+        self.observer.health_checks(&self.desired);
     }
 
     /// An address cannot be bound, and the flags want the agent to end then (semantics 16.10).

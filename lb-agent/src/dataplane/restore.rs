@@ -148,6 +148,7 @@ impl<S: MapStore> Dataplane<S> {
                 report: ApplyReport::default(),
             },
             is_started: false,
+            is_waiting: false,
         })
     }
 }

@@ -142,12 +142,17 @@ impl Selection {
         self.slab.rest(table);
     }
 
-    /// Whether some table rests.
-    pub(crate) fn is_resting(&self) -> bool {
-        self.slab.is_resting()
+    /// Whether some table waits for a grace period to begin.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.slab.is_fresh()
     }
 
-    /// Frees what rests; a grace period has passed.
+    /// A grace period begins.
+    pub(crate) fn wait(&mut self) {
+        self.slab.wait();
+    }
+
+    /// Frees what waited for the grace period that has passed.
     pub(crate) fn release(&mut self) {
         self.slab.release();
     }
