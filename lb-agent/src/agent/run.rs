@@ -30,8 +30,6 @@ use crate::{
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks whether the hooks are still attached.
 const HOOKS_INTERVAL: Duration = Duration::from_secs(10);
-/// Between two looks whether a grace period has passed.
-const GRACE_INTERVAL: Duration = Duration::from_millis(20);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -186,11 +184,13 @@ impl Agent {
                 }
                 _ = retry.tick() => {
                     if self.dataplane.is_pending() {
-                        self.retry();
+                        let report = self.dataplane.retry();
+                        self.stale_sockets.changed();
+                        self.observer.settled(&report, &self.dataplane);
+                        self.observer.health_checks(&self.desired);
                     }
                     self.observer.tick(&self.desired, &self.dataplane, self.ageing.entries());
                 }
-                () = sleep(GRACE_INTERVAL), if self.dataplane.is_resting() => self.retry(),
                 _ = audit.tick() => self.audit(),
                 _ = hooks.tick() => {
                     self.repair_hooks()?;
@@ -198,14 +198,6 @@ impl Agent {
                 }
             }
         }
-    }
-
-    /// Tries again what failed, and frees what has rested.
-    fn retry(&mut self) {
-        let report = self.dataplane.retry();
-        self.stale_sockets.changed();
-        self.observer.settled(&report, &self.dataplane);
-        self.observer.health_checks(&self.desired);
     }
 
     /// An address cannot be bound, and the flags want the agent to end then (semantics 16.10).

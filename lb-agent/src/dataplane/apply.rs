@@ -9,8 +9,7 @@
 //! 3. *finish*: entries of `services_*` that nobody wants, each followed by its port's bit → the source ranges that they
 //!    showed → generations of their backends grow; these ids and the old tables are laid to rest → address-only entries
 //!    without a ClusterIP → the prefix of ClusterIPs shrinks.
-//! 4. *rest*: an RCU grace period, beside what comes next unless that is short of room → generations grow once more → ids
-//!    and ranges may be used again.
+//! 4. *rest*: one wait for an RCU grace period → generations grow once more → ids and ranges may be used again.
 //!
 //! Before the first of them, `port_filter` and `config` learn the ports for source translation. A service port of which
 //! something fails keeps what it had and is tried again.
@@ -56,8 +55,6 @@ pub(crate) struct Dataplane<S: MapStore> {
     pub(super) v6: FamilyState<V6>,
     /// Whether the complete desired state was told.
     pub(super) is_started: bool,
-    /// Whether a grace period is under way.
-    pub(super) is_waiting: bool,
 }
 
 impl<S: MapStore> Dataplane<S> {
@@ -113,56 +110,26 @@ impl<S: MapStore> Dataplane<S> {
         self.report()
     }
 
-    /// Frees what has rested for a grace period, and lets one begin where something else rests; `true`: something is free
-    /// again. It is waited for only where something is short: a grace period may take longer than a hundred changes.
+    /// Waits for a grace period if something rests, then frees it; `true`: something is free again.
     fn rest(&mut self) -> bool {
-        let is_freed = self.is_waiting && self.wake();
         let shared = &mut self.shared;
-        let is_fresh = shared.selection.is_fresh()
-            || shared.service_ids.is_fresh()
-            || self.v4.backends().is_fresh()
-            || self.v6.backends().is_fresh();
-        if self.is_waiting || !is_fresh {
-            return is_freed;
+        let is_resting = shared.selection.is_resting()
+            || shared.service_ids.is_resting()
+            || self.v4.backends().is_resting()
+            || self.v6.backends().is_resting();
+        if !is_resting {
+            return false;
         }
-        if let Err(source) = shared.store.begin_barrier() {
+        if let Err(source) = shared.store.barrier() {
             shared.report.errors.push(source.into());
-            return is_freed;
+            return false;
         }
         shared.report.barriers += 1;
-        shared.selection.wait();
-        shared.service_ids.wait();
-        self.v4.wait();
-        self.v6.wait();
-        self.is_waiting = true;
-        self.wake() || is_freed
-    }
-
-    /// Frees what rests if the grace period has passed.
-    fn wake(&mut self) -> bool {
-        let is_short = self.is_pending() || self.v4.short() + self.v6.short() > 0;
-        let shared = &mut self.shared;
-        match shared.store.is_barrier_over(is_short) {
-            Ok(true) => {}
-            Ok(false) => return false,
-            Err(source) => {
-                // The next one counts for all that rests.
-                self.is_waiting = false;
-                shared.report.errors.push(source.into());
-                return false;
-            }
-        }
-        self.is_waiting = false;
         shared.selection.release();
         shared.service_ids.release(|_| true);
         self.v4.release(shared);
         self.v6.release(shared);
         true
-    }
-
-    /// Whether a grace period is under way, after which [`Dataplane::retry`] frees what rests.
-    pub(crate) fn is_resting(&self) -> bool {
-        self.is_waiting
     }
 
     /// Whether something failed and waits for [`Dataplane::retry`].

@@ -52,8 +52,6 @@ pub(crate) struct Journal {
     pub(crate) fail_in: Vec<u32>,
     /// Where frontends may lead; checked after every write once set.
     pub(crate) allowed: Option<Allowed>,
-    /// A grace period passes only when it is waited for.
-    pub(crate) is_grace_long: bool,
     pub(crate) rows: Vec<u32>,
     pub(crate) filter: [Box<PortFilter>; 3],
 }
@@ -128,7 +126,6 @@ impl FakeStore {
             ops: Vec::new(),
             fail_in: Vec::new(),
             allowed: None,
-            is_grace_long: false,
             rows: vec![0; sizes.selection_rows as usize],
             filter: std::array::from_fn(|_| {
                 Box::new(PortFilter {
@@ -379,10 +376,7 @@ impl MapStore for FakeStore {
             .borrow_mut()
             .note(maps::SERVICE_STATS, Op::ZeroStats(id))
     }
-    fn begin_barrier(&mut self) -> StoreResult<()> {
+    fn barrier(&mut self) -> StoreResult<()> {
         self.journal.borrow_mut().note(maps::BARRIER, Op::Barrier)
-    }
-    fn is_barrier_over(&mut self, must_wait: bool) -> StoreResult<bool> {
-        Ok(must_wait || !self.journal.borrow().is_grace_long)
     }
 }

@@ -63,17 +63,12 @@ impl Ids {
         self.resting.push(id);
     }
 
-    /// Whether some id waits for a grace period to begin.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.resting.is_fresh()
+    /// Whether some id rests.
+    pub(crate) fn is_resting(&self) -> bool {
+        !self.resting.is_empty()
     }
 
-    /// A grace period begins.
-    pub(crate) fn wait(&mut self) {
-        self.resting.wait();
-    }
-
-    /// Frees the ids for which `wake` answers `true`; the grace period that they waited for has passed.
+    /// Frees the ids for which `wake` answers `true`; a grace period has passed since they were laid to rest.
     pub(crate) fn release(&mut self, mut wake: impl FnMut(u32) -> bool) {
         for id in self.resting.take() {
             if wake(id) {
@@ -103,12 +98,8 @@ mod tests {
         );
         ids.rest(1);
         assert_eq!(ids.take(), None);
-        ids.release(|_| true);
-        assert_eq!(ids.take(), None);
-        ids.wait();
         ids.release(|_| false);
         assert_eq!(ids.take(), None);
-        ids.wait();
         ids.release(|_| true);
         assert_eq!((ids.take(), ids.take()), (Some(1), None));
     }

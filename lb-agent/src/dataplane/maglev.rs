@@ -96,6 +96,9 @@ pub(crate) struct Member {
 #[derive(Default, Debug)]
 pub(crate) struct Maglev {
     rows: Vec<u32>,
+    /// A bit for each row that is taken: most tries meet a row that is, and the bits of a long table fit into the
+    /// first cache where its rows do not.
+    taken: Vec<u64>,
     walks: Vec<Walk>,
 }
 
@@ -128,6 +131,8 @@ impl Maglev {
             self.rows.fill(member.id);
             return &self.rows;
         }
+        self.taken.clear();
+        self.taken.resize((rows as usize).div_ceil(64), 0);
         self.walks.clear();
         self.walks.extend(members.iter().map(|m| {
             let (first, second) = hashes(m);
@@ -141,9 +146,10 @@ impl Maglev {
         'fill: loop {
             for walk in &mut self.walks {
                 let mut at = walk.at;
-                while self.rows[at as usize] != 0 {
+                while self.taken[at as usize / 64] >> (at % 64) & 1 == 1 {
                     at = next(at, walk.skip, rows);
                 }
+                self.taken[at as usize / 64] |= 1 << (at % 64);
                 self.rows[at as usize] = walk.id;
                 walk.at = next(at, walk.skip, rows);
                 left -= 1;

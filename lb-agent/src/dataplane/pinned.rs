@@ -202,10 +202,7 @@ impl MapStore for PinnedMaps {
     fn zero_service_stats(&mut self, id: u32) -> StoreResult<()> {
         Ok(self.maps.service_stats.zero(id)?)
     }
-    fn begin_barrier(&mut self) -> StoreResult<()> {
-        Ok(self.barrier.begin()?)
-    }
-    fn is_barrier_over(&mut self, must_wait: bool) -> StoreResult<bool> {
-        Ok(self.barrier.is_over(must_wait)?)
+    fn barrier(&mut self) -> StoreResult<()> {
+        Ok(self.barrier.wait()?)
     }
 }

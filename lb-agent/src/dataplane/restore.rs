@@ -148,7 +148,6 @@ impl<S: MapStore> Dataplane<S> {
                 report: ApplyReport::default(),
             },
             is_started: false,
-            is_waiting: false,
         })
     }
 }

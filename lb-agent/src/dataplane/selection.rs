@@ -142,17 +142,12 @@ impl Selection {
         self.slab.rest(table);
     }
 
-    /// Whether some table waits for a grace period to begin.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.slab.is_fresh()
+    /// Whether some table rests.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.slab.is_resting()
     }
 
-    /// A grace period begins.
-    pub(crate) fn wait(&mut self) {
-        self.slab.wait();
-    }
-
-    /// Frees what waited for the grace period that has passed.
+    /// Frees what rests; a grace period has passed.
     pub(crate) fn release(&mut self) {
         self.slab.release();
     }

@@ -92,17 +92,12 @@ impl Slab {
         }
     }
 
-    /// Whether some range waits for a grace period to begin.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.resting.is_fresh()
+    /// Whether some range rests.
+    pub(crate) fn is_resting(&self) -> bool {
+        !self.resting.is_empty()
     }
 
-    /// A grace period begins.
-    pub(crate) fn wait(&mut self) {
-        self.resting.wait();
-    }
-
-    /// Frees what waited for the grace period that has passed.
+    /// Frees what rests; a grace period has passed.
     pub(crate) fn release(&mut self) {
         for range in self.resting.take() {
             self.give_back(range);
@@ -132,12 +127,8 @@ mod tests {
         let (a, b) = (slab.take(37).unwrap(), slab.take(37).unwrap());
         assert!(slab.take(37).is_none());
         slab.rest(a);
-        slab.wait();
         slab.rest(b);
         assert!(slab.take(37).is_none());
-        slab.release();
-        assert!(slab.take(38).is_none());
-        slab.wait();
         slab.release();
         assert_eq!(
             slab.take(100),

@@ -157,11 +157,9 @@ pub(crate) trait MapStore {
     /// Zeroes an element of `service_stats` on every CPU.
     fn zero_service_stats(&mut self, id: u32) -> StoreResult<()>;
 
-    /// Begins to wait until every program that is running has ended: an RCU grace period, by one update of a
-    /// map-in-map that nothing reads. Returns at once.
-    fn begin_barrier(&mut self) -> StoreResult<()>;
-    /// Whether the grace period has passed; `must_wait`: returns when it has. `true` where none was begun.
-    fn is_barrier_over(&mut self, must_wait: bool) -> StoreResult<bool>;
+    /// Waits until every program that was running has ended: an RCU grace period, by one update of a
+    /// map-in-map that nothing reads.
+    fn barrier(&mut self) -> StoreResult<()>;
 }
 
 /// A family, and how to reach its maps in a store.

@@ -145,17 +145,12 @@ impl<F: StoreFamily> Backends<F> {
         self.ids.is_exhausted()
     }
 
-    /// Whether some id waits for a grace period to begin.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.ids.is_fresh()
+    /// Whether some id rests.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.ids.is_resting()
     }
 
-    /// A grace period begins.
-    pub(crate) fn wait(&mut self) {
-        self.ids.wait();
-    }
-
-    /// Frees the ids that waited for the grace period that has passed.
+    /// Frees the ids at rest; a grace period has passed.
     pub(crate) fn release<S: MapStore>(&mut self, shared: &mut Shared<S>) {
         let Backends { ids, states, .. } = self;
         ids.release(|id| match states.grow::<F, S>(shared, id) {

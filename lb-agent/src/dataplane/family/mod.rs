@@ -110,12 +110,7 @@ impl<F: StoreFamily> FamilyState<F> {
         &self.backends
     }
 
-    /// A grace period begins.
-    pub(crate) fn wait(&mut self) {
-        self.backends.wait();
-    }
-
-    /// Frees the backend ids that waited for the grace period that has passed.
+    /// Frees the backend ids at rest; a grace period has passed.
     pub(crate) fn release<S: MapStore>(&mut self, shared: &mut Shared<S>) {
         self.backends.release(shared);
     }

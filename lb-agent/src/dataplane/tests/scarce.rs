@@ -239,6 +239,9 @@ fn wished(name: u8, (endpoints, is_external): &Wish) -> ServicePort {
     port
 }
 
+/// Whether an endpoint is in a list.
+type IsIn = fn(&Endpoint) -> bool;
+
 /// Every row names a living endpoint of the list in the newest state; shares differ by one row at most; and who is not
 /// served is told.
 fn check(
@@ -250,7 +253,7 @@ fn check(
     for (name, port) in wanted {
         let service = entry(dataplane, &format!("10.96.0.{}", name + 1), 80).unwrap();
         let mut left_out = 0;
-        let lists: [(_, fn(&Endpoint) -> bool); 2] = [
+        let lists: [(SelectionList, IsIn); 2] = [
             (service.cluster, |e| e.in_cluster),
             (service.local, |e| e.in_local),
         ];

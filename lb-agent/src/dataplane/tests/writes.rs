@@ -112,49 +112,6 @@ fn gone_endpoint_grows_its_generation_after_the_table_is_replaced() {
 }
 
 #[test]
-fn a_change_waits_for_no_grace_period_unless_it_needs_what_rests() {
-    let mut dataplane = start(FakeStore::new(Capacities {
-        max_services: 64,
-        max_backends: 5,
-        selection_rows: 1024,
-        max_flows: 1,
-    }));
-    let mut now = ["10.0.0.1", "10.0.0.2"];
-    dataplane.apply(&[set(&service_port("a", "10.96.0.1", &now))]);
-    dataplane.store().journal.borrow_mut().is_grace_long = true;
-    for (next, (barriers, is_resting)) in [("10.0.0.3", (1, true)), ("10.0.0.4", (0, true))] {
-        now[0] = next;
-        let report = dataplane.apply(&[set(&service_port("a", "10.96.0.1", &now))]);
-        assert!(report.errors.is_empty(), "{:?}", report.errors);
-        assert_eq!(
-            (report.barriers, dataplane.is_resting()),
-            (barriers, is_resting)
-        );
-        let service = entry(&dataplane, "10.96.0.1", 80).unwrap();
-        assert_eq!(rows(&dataplane, service.cluster).len(), 2);
-    }
-    // Both ids that are gone still rest; the next needs one.
-    assert_eq!(dataplane.usage().backends, [4, 0]);
-    now[0] = "10.0.0.5";
-    let report = dataplane.apply(&[set(&service_port("a", "10.96.0.1", &now))]);
-    assert!(report.errors.is_empty(), "{:?}", report.errors);
-    let service = entry(&dataplane, "10.96.0.1", 80).unwrap();
-    assert_eq!(
-        rows(&dataplane, service.cluster),
-        addrs(&["10.0.0.2", "10.0.0.5"])
-    );
-    // The look after the grace period frees the rest.
-    dataplane.store().journal.borrow_mut().is_grace_long = false;
-    for _ in 0..2 {
-        dataplane.retry();
-    }
-    assert_eq!(
-        (dataplane.usage().backends, dataplane.is_resting()),
-        ([2, 0], false)
-    );
-}
-
-#[test]
 fn endpoint_that_leaves_a_list_but_serves_keeps_its_generation() {
     // semantics 17.4
     let mut dataplane = start(FakeStore::small());
