@@ -4,15 +4,16 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use etherparse::checksum::Sum16BitWords;
-use lb_common::abi::{Counter, DropReason};
+use lb_common::abi::{Counter, DropReason, FlowFlags};
+use lb_common::flow_table::Class;
 use lb_common::pipeline::packet::Offset;
 use lb_common::pipeline::parse;
 use lb_common::pipeline::verdict::{Hook, Outcome, Step};
 use lb_common::pipeline::{run_egress, run_ingress};
 use lb_common::{V4, V6};
-use lb_tests::cases::{At, Dataplane, Net};
+use lb_tests::cases::{At, CONVERSATION, Dataplane, FamilyMaps, Net};
 use lb_tests::native::{Halves, Native, Packet};
-use lb_tests::packet::{ACK, Checksum, PacketBuilder, TCP};
+use lb_tests::packet::{Checksum, PacketBuilder, TCP};
 
 use crate::reader;
 use crate::world::{self, EXTERNAL, NodeShape, POD, PacketShape, Place};
@@ -36,8 +37,8 @@ enum Event {
     Error(u8, u8),
     /// Units of the stamp and seconds pass.
     Time(u8),
-    /// `flows_*` has no room, or room again.
-    Full(bool),
+    /// Another CPU works in the table for a while, or longer.
+    Busy(bool),
 }
 
 /// Runs one input.
@@ -104,7 +105,9 @@ impl<F: Net + Halves> Run<F> {
                     let now = self.world.now_ns.get() + u64::from(*units) * 1_000_000_000;
                     self.world.now_ns.set(now);
                 }
-                Event::Full(is_full) => self.world.full.set(*is_full),
+                Event::Busy(is_long) => {
+                    self.world.busy.set(if *is_long { 1_000 } else { 3 });
+                }
             }
         }
     }
@@ -149,6 +152,7 @@ impl<F: Net + Halves> Run<F> {
         if !self.is_honest || !shape.is_plain() || is_answer || how & 2 != 0 {
             return;
         }
+        self.world.busy.set(0);
         self.answer(shape, &there, is_xdp);
     }
 
@@ -158,8 +162,10 @@ impl<F: Net + Halves> Run<F> {
             return;
         };
         let build = |source, destination| {
-            let builder = if shape.protocol() == TCP {
-                PacketBuilder::tcp(source, destination).flags(ACK)
+            let builder = if shape.is_syn() {
+                CONVERSATION.syn_ack(source, destination)
+            } else if shape.protocol() == TCP {
+                CONVERSATION.reply(source, destination)
             } else {
                 PacketBuilder::udp(source, destination)
             };
@@ -175,6 +181,10 @@ impl<F: Net + Halves> Run<F> {
         let (left, back) = self.pass(from, is_xdp, &answer.build());
         let (source, destination) = shape.ends(F::IS_V6);
         let Left::Translated { .. } = left else {
+            if shape.protocol() == TCP && !shape.is_syn() && self.is_waiting() {
+                // Nobody has answered the SYN yet.
+                return;
+            }
             panic!(
                 "{source} → {destination} became {} → {}, whose answer is not translated",
                 there.source, there.destination
@@ -197,6 +207,15 @@ impl<F: Net + Halves> Run<F> {
             expected.get(behind..),
             "ports, checksum and payload of the answer"
         );
+    }
+
+    /// Whether a flow waits for a SYN-ACK.
+    fn is_waiting(&mut self) -> bool {
+        let records = FamilyMaps::<F>::records(&mut self.world);
+        records.iter().any(|(class, record)| {
+            let answered = FlowFlags::REPLY_SEEN | FlowFlags::MIDSTREAM;
+            *class == Class::Opening && !record.flags.intersects(answered)
+        })
     }
 
     /// A packet from a place through every hook on its way, the node's routing between them.
@@ -251,7 +270,7 @@ impl<F: Net + Halves> Run<F> {
     fn through(&mut self, at: At, ifindex: u32, sent: &[u8]) -> (Outcome, Vec<u8>) {
         let mut packet = Packet::new(sent, at, ifindex, &self.world);
         let place = checksum_place::<F>(sent);
-        let (packet_ref, tables) = (&mut packet, &self.world);
+        let (packet_ref, tables) = (&mut packet, &&self.world);
         let l3 = Offset::ETH;
         let outcome = match at {
             At::Xdp => run_ingress::<F, _, _>(packet_ref, tables, l3, Hook::Xdp),

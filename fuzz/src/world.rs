@@ -8,14 +8,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use arbitrary::Arbitrary;
 use lb_common::abi::{
-    Backend, BackendFlags, BackendState, Be16, Config, Flow, FlowFlags, FlowKey, Interface,
-    InterfaceRole, MacAddr, ModeFlags, PortRange, SelectionList, Service, ServiceFlags, ServiceKey,
-    Side, Translation, XdpDevice, flow_check,
+    Backend, BackendFlags, BackendState, Be16, Config, FlowFlags, Interface, InterfaceRole,
+    MacAddr, ModeFlags, PortRange, SelectionList, Service, ServiceFlags, ServiceKey, Side,
+    XdpDevice,
 };
+use lb_common::flow_table::{Class, Hop, Record, Tuple};
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{V4, V6};
-use lb_tests::cases::{Dataplane, FamilyMaps, Net};
-use lb_tests::native::{Entry, Halves, Native};
+use lb_tests::cases::{CONVERSATION, Dataplane, FamilyMaps, Net};
+use lb_tests::native::{Halves, Native};
 use lb_tests::packet::{DESTINATION, FIN, PacketBuilder, RST, SYN, TCP, UDP};
 
 /// The external interface.
@@ -105,7 +106,7 @@ struct Frontend {
     endpoints: Vec<Endpoint>,
 }
 
-/// An entry that no program wrote.
+/// A record that no program wrote.
 #[derive(Arbitrary, Clone, Debug)]
 struct Forged {
     is_confirmed: bool,
@@ -113,7 +114,7 @@ struct Forged {
     side: u8,
     to: (u8, u8, u8, u8),
     flags: u16,
-    /// Its check belongs to another key.
+    /// Its check does not hold.
     is_stale: bool,
     backend: u8,
     stamp: u8,
@@ -141,7 +142,7 @@ impl NodeShape {
 
     /// Fills the maps of a node.
     pub(crate) fn world<F: Net + Halves>(&self) -> Native {
-        let mut world = Native::default();
+        let mut world = Native::with_table(2, 8);
         world.partial = self.is_partial;
         world.put_config(self.config());
         for (ifindex, role) in [
@@ -160,10 +161,9 @@ impl NodeShape {
         if self.lacks & 4 == 0 {
             self.put_routes::<F>(&mut world);
         }
-        for port in SNAT_PORTS.ports() {
-            world.open_port(TCP, port);
-            world.open_port(UDP, port);
-        }
+        world.put_snat_ports(&SNAT_PORTS.ports().collect::<Vec<_>>());
+        let node = address(("192.0.2.1", "2001:db8:2::1"), F::IS_V6);
+        FamilyMaps::<F>::put_node_addr(&mut world, F::addr(node));
         let mut next = Next {
             service: 1,
             backend: 1,
@@ -296,9 +296,9 @@ struct Next {
 fn put_forged<F: Net + Halves>(world: &mut Native, forged: &Forged) {
     let (source, destination) = forged.key.ends(F::IS_V6);
     let side = pick(&[Side::ExternalIn, Side::PodIn, Side::Out], forged.side);
-    let key = FlowKey::<F>::new(
-        F::addr(source.ip()),
-        F::addr(destination.ip()),
+    let original = Tuple::<F>::new(
+        &F::addr(source.ip()),
+        &F::addr(destination.ip()),
         Be16::from_host(source.port()),
         Be16::from_host(destination.port()),
         forged.key.protocol(),
@@ -312,28 +312,30 @@ fn put_forged<F: Net + Halves>(world: &mut Native, forged: &Forged) {
         ..forged.key.clone()
     };
     let (source, destination) = to.ends(F::IS_V6);
-    let flow = Flow::<F> {
-        check: flow_check(&key) ^ u32::from(forged.is_stale),
-        to: Translation {
-            saddr: F::addr(source.ip()),
-            daddr: F::addr(destination.ip()),
-            sport: Be16::from_host(source.port()),
-            dport: Be16::from_host(destination.port()),
-        },
-        stamp: forged.stamp.into(),
-        backend: u32::from(forged.backend & 7),
-        ifindex: u32::from(forged.backend >> 6),
-        flags: FlowFlags::from_bits(forged.flags),
-        ..Flow::default()
+    let mut record = Record::new(
+        original,
+        (
+            &F::addr(destination.ip()),
+            Be16::from_host(destination.port()),
+        ),
+        (&F::addr(source.ip()), Be16::from_host(source.port())),
+        FlowFlags::from_bits(forged.flags),
+    );
+    record.stamp = forged.stamp.into();
+    record.backend = u32::from(forged.backend & 7);
+    record.hops[0] = Hop {
+        mac: MacAddr::new(NEXT_MAC),
+        slot: forged.backend >> 6,
     };
+    record = record.checked();
+    record.check ^= u32::from(forged.is_stale);
     world.open_port(forged.key.protocol(), forged.key.ends(F::IS_V6).1.port());
-    let half = F::half_mut(world);
-    let table = if forged.is_confirmed {
-        &mut half.flows
-    } else {
-        &mut half.openings
+    let class = match (forged.is_confirmed, forged.backend >> 5 & 1) {
+        (true, _) => Class::Confirmed,
+        (false, 0) => Class::Opening,
+        (false, _) => Class::Closed,
     };
-    table.get_mut().insert(key, Entry::new(flow));
+    FamilyMaps::<F>::put_record(world, record, class);
 }
 
 /// A TCP or UDP packet between two of the addresses.
@@ -384,7 +386,13 @@ impl PacketShape {
         let mut builder = if self.is_udp {
             PacketBuilder::udp(source, destination)
         } else {
-            PacketBuilder::tcp(source, destination).flags(self.flags & (FIN | SYN | RST | 16))
+            let flags = self.flags & (FIN | SYN | RST | 16);
+            let segment = if flags == SYN {
+                CONVERSATION.syn(source, destination)
+            } else {
+                CONVERSATION.data(source, destination)
+            };
+            segment.flags(flags)
         };
         builder = builder
             .payload(&vec![self.len; usize::from(self.len)])
@@ -407,6 +415,11 @@ impl PacketShape {
             return builder.checksum(Checksum::Partial);
         }
         builder
+    }
+
+    /// Whether it dials.
+    pub(crate) fn is_syn(&self) -> bool {
+        !self.is_udp && self.flags & (FIN | SYN | RST | 16) == SYN
     }
 
     /// Whether it is whole and has a checksum: only then the device may be left to finish it.

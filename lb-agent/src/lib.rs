@@ -14,6 +14,7 @@ mod health;
 pub mod kube;
 pub mod net;
 mod node;
+mod port_set;
 mod telemetry;
 #[cfg(test)]
 mod temp_dir;

@@ -13,16 +13,6 @@ pub trait Family:
     const INDEX: usize;
     /// Kubernetes' name: `IPv4` or `IPv6`.
     const NAME: &'static str;
-    /// The words of this family's keys of `flows_*` and `openings_*`, see [`crate::abi::FlowMapKey`].
-    type FlowMapWords: Copy
-        + Default
-        + PartialEq
-        + Eq
-        + core::hash::Hash
-        + core::fmt::Debug
-        + AsRef<[u32]>
-        + AsMut<[u32]>
-        + 'static;
 }
 
 /// An address of a [`Family`], made of 32-bit words in network byte order.

@@ -11,10 +11,14 @@ pub mod maps {
     pub const BACKENDS: [&str; 2] = ["backends_v4", "backends_v6"];
     /// Maglev rows of every service port.
     pub const SELECTION: &str = "selection";
-    /// Confirmed flows.
+    /// Flows: buckets of records.
     pub const FLOWS: [&str; 2] = ["flows_v4", "flows_v6"];
-    /// Flows that are not confirmed yet.
-    pub const OPENINGS: [&str; 2] = ["openings_v4", "openings_v6"];
+    /// Lines of index entries: a flow by its reply's tuple.
+    pub const FLOW_INDEX: [&str; 2] = ["flow_index_v4", "flow_index_v6"];
+    /// Keys of both tables' hash.
+    pub const FLOW_SEEDS: &str = "flow_seeds";
+    /// Flows that the agent wants deleted.
+    pub const REAP: &str = "reap";
     /// Session affinity.
     pub const AFFINITY: [&str; 2] = ["affinity_v4", "affinity_v6"];
     /// `loadBalancerSourceRanges`.
@@ -25,7 +29,7 @@ pub mod maps {
     pub const SOCKET_PEERS: &str = "socket_peers";
     /// What unconnected UDP sockets dialled.
     pub const SOCKET_ORIGINS: &str = "socket_origins";
-    /// Ports that a frontend or an SNAT flow uses.
+    /// Ports of frontends, and those that source translation may take.
     pub const PORT_FILTER: &str = "port_filter";
     /// Addresses of this node.
     pub const NODE_ADDRS: [&str; 2] = ["node_addrs_v4", "node_addrs_v6"];
@@ -85,6 +89,10 @@ pub mod programs {
         (1, "xdp_slow_v6"),
         (2, "xdp_open_v4"),
         (3, "xdp_open_v6"),
+        (4, "xdp_write_v4"),
+        (5, "xdp_write_v6"),
+        (6, "xdp_commit_v4"),
+        (7, "xdp_commit_v6"),
     ];
     /// Programs behind tail calls of the tc programs: slot of `tails_tc`, name. Even slots IPv4.
     pub const TAILS_TC_SLOTS: &[(u32, &str)] = &[
@@ -102,7 +110,23 @@ pub mod programs {
         (11, "tc_ext_open_v6"),
         (12, "tc_pod_open_v4"),
         (13, "tc_pod_open_v6"),
+        (14, "tc_write_v4"),
+        (15, "tc_write_v6"),
+        (16, "tc_commit_v4"),
+        (17, "tc_commit_v6"),
     ];
     /// Reads the kernel's clocks for the agent; run by `BPF_PROG_TEST_RUN`, never attached.
     pub const CLOCK: &str = "clock";
+    /// Deletes flows for the agent; run by `BPF_PROG_TEST_RUN`, never attached.
+    pub const REAP: [&str; 2] = ["reap_v4", "reap_v6"];
+}
+
+/// Constants of the programs, set before they are loaded.
+pub mod constants {
+    /// Buckets of the tables of flows less one, IPv4 and IPv6.
+    pub const FLOW_BUCKET_MASKS: &str = "FLOW_BUCKET_MASKS";
+    /// Index lines less one, IPv4 and IPv6.
+    pub const FLOW_LINE_MASKS: &str = "FLOW_LINE_MASKS";
+    /// Keys of their hash.
+    pub const FLOW_SEEDS: &str = "FLOW_SEEDS";
 }

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use lb_common::abi::{Addr4, Addr6, Be16, Side, proto};
+use lb_common::abi::{Addr4, Addr6, Be16, FlowFlags, MacAddr, Side, proto};
 use lb_common::family::Address;
 use lb_common::flow_table::census::{Census, Faults, census};
 use lb_common::flow_table::native::{Table, Word};
 use lb_common::flow_table::{
-    Class, Derived, Geometry, Insert, Record, RecordCells, Seeds, TableFamily, Tuple, confirm,
-    constant_flags, delete, find, find_derived, insert, reserve, set_class, sweep,
+    Change, Class, Derived, Geometry, Hop, Insert, Record, RecordCells, Seeds, TableFamily, Tuple,
+    change, delete, find, find_derived, halve, insert, is_free, is_reserved, reserve, sweep,
 };
 use lb_common::{V4, V6};
 use proptest::prelude::*;
@@ -67,12 +67,9 @@ fn record<F: Numbered>(flow: u32, salt: u32) -> Record<F> {
         Side::ExternalIn,
     );
     let (snat, source) = match salt % 3 {
-        0 => (0, F::addr(flow % 7)),
-        1 => (constant_flags::SNAT, F::addr(2_000)),
-        _ => (
-            constant_flags::SNAT | constant_flags::BY_HALVES,
-            F::addr(2_000),
-        ),
+        0 => (FlowFlags::NONE, F::addr(flow % 7)),
+        1 => (FlowFlags::SNAT, F::addr(2_000)),
+        _ => (FlowFlags::SNAT | FlowFlags::BY_HALVES, F::addr(2_000)),
     };
     // Few backends and ports, so that derived tuples collide.
     let backend = (&F::addr(3_000 + salt % 5), port(8_080));
@@ -81,6 +78,15 @@ fn record<F: Numbered>(flow: u32, salt: u32) -> Record<F> {
     record.service = salt ^ flow;
     record.backend_generation = u16::try_from(salt % 65_536).unwrap();
     record.checked()
+}
+
+/// What makes a record confirmed, or closed.
+fn to_class(class: Class) -> Change {
+    let flags = match class {
+        Class::Confirmed => FlowFlags::CONFIRMED,
+        _ => FlowFlags::RST,
+    };
+    Change::flags(flags, FlowFlags::NONE).class(class)
 }
 
 /// Every tuple that must be a record's own.
@@ -97,7 +103,9 @@ enum Step {
     Insert { flow: u32, salt: u32 },
     Confirm(u32),
     Close(u32),
+    Halve(u32),
     Delete(u32),
+    Free { flow: u32, salt: u32 },
     Reserve { flow: u32, salt: u32 },
     Sweep,
 }
@@ -107,7 +115,9 @@ fn step(flows: u32) -> impl Strategy<Value = Step> {
         5 => (0..flows, 0..30u32).prop_map(|(flow, salt)| Step::Insert { flow, salt }),
         2 => (0..flows).prop_map(Step::Confirm),
         1 => (0..flows).prop_map(Step::Close),
+        2 => (0..flows).prop_map(Step::Halve),
         2 => (0..flows).prop_map(Step::Delete),
+        1 => (0..flows, 0..30u32).prop_map(|(flow, salt)| Step::Free { flow, salt }),
         1 => (0..flows, 0..30u32).prop_map(|(flow, salt)| Step::Reserve { flow, salt }),
         1 => Just(Step::Sweep),
     ]
@@ -150,14 +160,13 @@ impl<F: Numbered> Trial<F> {
         match step {
             Step::Insert { flow, salt } => self.insert(flow, &record(flow, salt)),
             Step::Confirm(flow) => {
-                let done = confirm::<F, _>(&table, &record(flow, 0).original, 0x100, self.now);
-                self.expect_class(flow, Class::Confirmed, done);
+                self.change_class(flow, Class::Confirmed);
             }
             Step::Close(flow) => {
-                let original = record(flow, 0).original;
-                let done = set_class::<F, _>(&table, &original, Class::Closed, 0x200, self.now);
-                self.expect_class(flow, Class::Closed, done);
+                self.change_class(flow, Class::Closed);
             }
+            Step::Halve(flow) => self.halve(flow),
+            Step::Free { flow, salt } => self.free(&record(flow, salt).derived(Derived::Reply)),
             Step::Delete(flow) => {
                 let done = delete::<F, _>(&table, &record(flow, 0).original);
                 assert_eq!(done, self.model.records.remove(&flow).is_some());
@@ -166,6 +175,10 @@ impl<F: Numbered> Trial<F> {
                 let tuple = record::<F>(flow, salt).derived(Derived::OutReply);
                 let taken = self.is_taken(&tuple);
                 let result = reserve::<F, _>(&table, &tuple, self.now);
+                assert_eq!(
+                    is_reserved::<F, _>(&table, &tuple),
+                    !taken && result == Insert::Done
+                );
                 if taken {
                     assert_eq!(result, Insert::Exists);
                 } else if result == Insert::Done && !self.model.reserved.contains(&tuple) {
@@ -193,7 +206,7 @@ impl<F: Numbered> Trial<F> {
         let is_reserved = tuples
             .iter()
             .any(|tuple| self.model.reserved.contains(tuple));
-        let room = insert::<F, _>(&&self.table, record, self.now);
+        let room = insert::<F, _, _>(&&self.table, record, self.now);
         // Whoever gave way is gone; the place is given also where the record then finds a tuple taken.
         let gone: Vec<u32> = self.absent();
         assert_eq!(
@@ -224,11 +237,66 @@ impl<F: Numbered> Trial<F> {
         }
     }
 
-    fn expect_class(&mut self, flow: u32, class: Class, done: bool) {
+    fn change_class(&mut self, flow: u32, class: Class) {
+        let original = record(flow, 0).original;
+        let done = change::<F, _>(&&self.table, &original, to_class(class), self.now);
         let present = self.model.records.get_mut(&flow);
         assert_eq!(done, present.is_some());
-        if let Some((_, present)) = present {
+        if let Some((record, present)) = present {
+            record.flags |= match class {
+                Class::Confirmed => FlowFlags::CONFIRMED,
+                _ => FlowFlags::RST,
+            };
             *present = class;
+        }
+    }
+
+    /// Entries of the tuples between tc's hooks come both or not at all.
+    fn halve(&mut self, flow: u32) {
+        let result = halve::<F, _>(&&self.table, &record(flow, 0).original);
+        let Some((present, class)) = self.model.records.get(&flow).copied() else {
+            assert_eq!(result, Insert::Busy);
+            return;
+        };
+        let mut halved = present;
+        halved.flags |= FlowFlags::BY_HALVES;
+        let kinds = [Derived::OutOriginal, Derived::OutReply];
+        let is_new = !present.is_by_halves();
+        let is_taken = kinds.iter().any(|kind| {
+            let tuple = halved.derived(*kind);
+            self.is_taken(&tuple) || self.model.reserved.contains(&tuple)
+        });
+        match result {
+            Insert::Done => {
+                self.model
+                    .reserved
+                    .retain(|reserved| !tuples(&halved).contains(reserved));
+                self.model.records.insert(flow, (halved, class));
+            }
+            Insert::Exists => assert!(is_new && is_taken),
+            other => assert_eq!((other, is_new), (Insert::Full, true)),
+        }
+    }
+
+    /// A tuple is free where nobody has it, or who has it is over.
+    fn free(&mut self, tuple: &Tuple<F>) {
+        let records = self.model.records.iter();
+        let holder = records
+            .filter(|(_, (record, _))| tuples(record).contains(tuple))
+            .map(|(flow, (record, _))| (*flow, record.flags))
+            .next();
+        let done = is_free::<F, _>(&&self.table, tuple, self.now, 0);
+        let over = FlowFlags::CONFIRMED | FlowFlags::RST;
+        match holder {
+            None => assert!(done),
+            Some((_, flags)) if !flags.contains(FlowFlags::CONFIRMED) => {
+                // An opening of any age: stamps of the trial are 0.
+                assert_eq!(done, self.now >= 20);
+            }
+            Some((_, flags)) => assert_eq!(done, flags.contains(over)),
+        }
+        if let (true, Some((flow, _))) = (done, holder) {
+            self.model.records.remove(&flow);
         }
     }
 
@@ -325,13 +393,19 @@ fn oldest_opening_gives_way_and_confirmed_records_never() {
     while confirmed < 26 {
         let record = record::<V4>(flow, 0);
         flow += 1;
-        if insert::<V4, _>(&&table, &record, flow).result == Insert::Done {
-            confirmed += u32::from(confirm::<V4, _>(&&table, &record.original, 0, flow));
+        if insert::<V4, _, _>(&&table, &record, flow).result == Insert::Done {
+            let change = to_class(Class::Confirmed);
+            confirmed += u32::from(self::change::<V4, _>(
+                &&table,
+                &record.original,
+                change,
+                flow,
+            ));
         }
     }
     let openings: Vec<Record<V4>> = (flow..flow + 2).map(|flow| record(flow, 0)).collect();
     for (record, now) in openings.iter().zip(100..) {
-        let room = insert::<V4, _>(&&table, record, now);
+        let room = insert::<V4, _, _>(&&table, record, now);
         assert_eq!((room.result, room.evicted), (Insert::Done, Class::Free));
     }
     let is_there = |record: &Record<V4>| {
@@ -340,7 +414,7 @@ fn oldest_opening_gives_way_and_confirmed_records_never() {
     // Whichever bucket the next one may use: an opening goes, and all 26 stay.
     let mut evicted = 0;
     for next in flow + 2..flow + 12 {
-        let room = insert::<V4, _>(&&table, &record(next, 0), 200 + next);
+        let room = insert::<V4, _, _>(&&table, &record(next, 0), 200 + next);
         match room.result {
             Insert::Done => {
                 assert_eq!(room.evicted, Class::Opening);
@@ -364,9 +438,15 @@ fn table_of_confirmed_records_refuses_new_ones_and_keeps_all() {
     let (mut kept, mut refused) = (Vec::new(), 0);
     for flow in 0..200 {
         let record = record::<V6>(flow, 0);
-        match insert::<V6, _>(&&table, &record, flow).result {
+        match insert::<V6, _, _>(&&table, &record, flow).result {
             Insert::Done => {
-                assert!(confirm::<V6, _>(&&table, &record.original, 0, flow));
+                let change = to_class(Class::Confirmed);
+                assert!(self::change::<V6, _>(
+                    &&table,
+                    &record.original,
+                    change,
+                    flow
+                ));
                 kept.push(record);
             }
             Insert::Full => refused += 1,
@@ -388,7 +468,7 @@ fn reserved_tuple_is_refused_until_its_time_is_over() {
     let reply = record.derived(Derived::Reply);
     assert_eq!(reserve::<V4, _>(&&table, &reply, 1_000), Insert::Done);
     assert_eq!(
-        insert::<V4, _>(&&table, &record, 1_001).result,
+        insert::<V4, _, _>(&&table, &record, 1_001).result,
         Insert::Exists
     );
     assert_eq!(
@@ -405,7 +485,7 @@ fn reserved_tuple_is_refused_until_its_time_is_over() {
         .sum();
     assert_eq!(swept, 1);
     assert_eq!(
-        insert::<V4, _>(&&table, &record, 1_021).result,
+        insert::<V4, _, _>(&&table, &record, 1_021).result,
         Insert::Done
     );
     assert_eq!(reserve::<V4, _>(&&table, &reply, 1_022), Insert::Exists);
@@ -415,14 +495,26 @@ fn reserved_tuple_is_refused_until_its_time_is_over() {
 fn time_and_state_change_in_place_and_leave_the_check_alone() {
     let table: Table = Table::new::<V4>(geometry(8, 8));
     let record = record::<V4>(1, 1);
-    assert_eq!(insert::<V4, _>(&&table, &record, 7).result, Insert::Done);
+    assert_eq!(insert::<V4, _, _>(&&table, &record, 7).result, Insert::Done);
     let hashed = record.original.hashed(&SEEDS);
     let found = find::<V4, _>(&&table, &record.original, hashed).unwrap();
     RecordCells::<V4>::set_stamp(found.cells, 99);
-    RecordCells::<V4>::add_flags(found.cells, 0x4000);
+    RecordCells::<V4>::add_flags(found.cells, FlowFlags::FIN);
+    RecordCells::<V4>::set_sequence(found.cells, 0, 0x1234);
+    RecordCells::<V4>::set_sequence(found.cells, 1, 0xffff);
+    let hop = Hop {
+        mac: MacAddr::new([2, 3, 4, 5, 6, 7]),
+        slot: 200,
+    };
+    let reply = Change::flags(FlowFlags::REPLY_SEEN, FlowFlags::FIN).hop(1, &hop);
+    assert!(change::<V4, _>(&&table, &record.original, reply, 8));
     let found = find::<V4, _>(&&table, &record.original, hashed).unwrap();
-    assert_eq!(found.record.stamp, 99);
-    assert_eq!(found.record.flags, record.flags | 0x4000);
+    let mut expected = record;
+    expected.stamp = 99;
+    expected.flags |= FlowFlags::REPLY_SEEN;
+    expected.sequence = [0x1234, 0xffff];
+    expected.hops = [Hop::default(), hop];
+    assert_eq!(found.record, expected);
 }
 
 /// Load at which insertion starts to find no free way: what the alarm is set by.
@@ -448,11 +540,18 @@ fn every_record_finds_a_free_way_at_two_thirds_of_the_ways() {
             original,
             (&V4::addr(2_000_000 + flow % 64), Be16::from_host(80)),
             source,
-            0,
+            FlowFlags::NONE,
         );
         let record = record.checked();
-        match insert::<V4, _>(&&table, &record, 1).result {
-            Insert::Done => assert!(confirm::<V4, _>(&&table, &original, 0, 1)),
+        match insert::<V4, _, _>(&&table, &record, 1).result {
+            Insert::Done => {
+                assert!(change::<V4, _>(
+                    &&table,
+                    &original,
+                    to_class(Class::Confirmed),
+                    1
+                ))
+            }
             _ => refused += 1,
         }
     }
@@ -495,14 +594,19 @@ impl<F: Numbered> Share<F> {
             match die {
                 0..4 => {
                     self.counts[0] +=
-                        u32::from(insert::<F, _>(&table, &record, now).result == Insert::Done)
+                        u32::from(insert::<F, _, _>(&table, &record, now).result == Insert::Done)
                 }
                 4..6 => self.counts[1] += u32::from(delete::<F, _>(&table, &record.original)),
-                6 => {
-                    confirm::<F, _>(&table, &record.original, 0x100, now);
-                }
-                7 => {
-                    set_class::<F, _>(&table, &record.original, Class::Closed, 0x200, now);
+                6 | 7 => {
+                    let class = if salt % 2 == 0 {
+                        Class::Confirmed
+                    } else {
+                        Class::Closed
+                    };
+                    change::<F, _>(&table, &record.original, to_class(class), now);
+                    if die == 7 {
+                        halve::<F, _>(&table, &record.original);
+                    }
                 }
                 8 => {
                     reserve::<F, _>(&table, &record.derived(Derived::OutReply), now);
@@ -614,14 +718,11 @@ mod scheduled {
         fn add(&self, by: u64) {
             self.0.fetch_add(by, Ordering::SeqCst);
         }
-        fn or(&self, bits: u64) {
-            self.0.fetch_or(bits, Ordering::SeqCst);
-        }
-        fn set_low(&self, low: u32) {
+        fn replace(&self, mask: u64, bits: u64) {
             let _always = self
                 .0
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
-                    Some((word & !0xffff_ffff) | u64::from(low))
+                    Some(word & !mask | bits)
                 });
         }
     }

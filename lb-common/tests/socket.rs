@@ -6,17 +6,22 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use lb_common::abi::{
     Addr4, Addr6, Affinity, AffinityKey, Backend, BackendFlags, BackendState, Be16, Config,
-    Counter, DropReason, Event, Flow, FlowFlags, FlowKey, Fragment, FragmentKey, FrontendKind,
-    Interface, MacAddr, ModeFlags, Scratch, SelectionList, Service, ServiceFlags, ServiceKey,
-    SocketOrigin, SocketOriginKey, SocketPeer, Transport, XdpDevice, proto,
+    Counter, DropReason, Event, FlowFlags, Fragment, FragmentKey, FrontendKind, Interface,
+    ModeFlags, SelectionList, Service, ServiceFlags, ServiceKey, SocketOrigin, SocketOriginKey,
+    SocketPeer, Transport, XdpDevice, proto,
 };
 use lb_common::family::Address;
+use lb_common::flow_table::{
+    Change, Derived, Found, Insert, RecordCells, Room, TableFamily, Tuple,
+};
+use lb_common::pipeline::flow::Leg;
 use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::socket::{
     SocketCall, SocketOutcome, SocketTables, SocketVerdict, connect, connect6, report, report6,
     send,
 };
-use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
+use lb_common::pipeline::tables::Tables;
+use lb_common::pipeline::work::Work;
 use lb_common::{Family, V4, V6};
 
 const HOME: u64 = 7;
@@ -174,21 +179,18 @@ impl World {
     }
 }
 
-struct NoEntry;
+#[derive(Clone, Copy)]
+struct NoRecord;
 
-impl<F: Family> FlowEntry<F> for NoEntry {
-    fn read(&self) -> Flow<F> {
-        Flow::default()
-    }
-    fn flags(&self) -> FlowFlags {
-        FlowFlags::NONE
-    }
-    fn stamp(&self) -> u32 {
+impl<F: TableFamily> RecordCells<F> for NoRecord {
+    fn load(self, _: usize) -> u64 {
         0
     }
-    fn add_flags(&self, _: FlowFlags) {}
-    fn set_stamp(&self, _: u32) {}
-    fn set_next_hop(&self, _: u32, _: MacAddr) {}
+    fn store(self, _: usize, _: u64) {}
+    fn add_flags(self, _: FlowFlags) {}
+    fn remove_flags(self, _: FlowFlags) {}
+    fn set_sequence(self, _: usize, _: u16) {}
+    fn set_stamp(self, _: u32) {}
 }
 
 impl SocketTables for World {
@@ -210,8 +212,8 @@ impl SocketTables for World {
 
 /// A socket call touches nothing that belongs to packets.
 impl<F: Numbered> Tables<F> for World {
-    type Entry = NoEntry;
-    type Scratch = Box<Scratch<F>>;
+    type Cells = NoRecord;
+    type Scratch = Box<Work<F>>;
 
     fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
         let ports = self.ports.borrow();
@@ -223,22 +225,52 @@ impl<F: Numbered> Tables<F> for World {
     fn note_direct_port(&self, _: Be16) {
         unreachable!("packets only")
     }
-    fn flow(&self, _: &FlowKey<F>) -> Option<NoEntry> {
+    fn is_snat_port(&self, _: Be16) -> bool {
         unreachable!("packets only")
     }
-    fn opening(&self, _: &FlowKey<F>) -> Option<NoEntry> {
+    fn flow(&self, _: &Tuple<F>) -> Option<Found<F, NoRecord>> {
         unreachable!("packets only")
     }
-    fn insert_flow(&self, _: &FlowKey<F>, _: &Flow<F>) -> Insert {
+    fn flow_by(&self, _: &Tuple<F>) -> Option<(Found<F, NoRecord>, Derived)> {
         unreachable!("packets only")
     }
-    fn insert_opening(&self, _: &FlowKey<F>, _: &Flow<F>) -> Insert {
+    fn look(&self, _: &Tuple<F>, _: &mut Work<F>) -> Option<Leg> {
         unreachable!("packets only")
     }
-    fn remove_flow(&self, _: &FlowKey<F>) {
+    fn look_by(&self, _: &Tuple<F>, _: &mut Work<F>) -> Option<Leg> {
         unreachable!("packets only")
     }
-    fn remove_opening(&self, _: &FlowKey<F>) {
+    fn cells(&self, _: u32) -> Option<NoRecord> {
+        unreachable!("packets only")
+    }
+    fn insert_flow(&self, _: &F::Words, _: u32) -> Room {
+        unreachable!("packets only")
+    }
+    fn change_flow(&self, _: &Tuple<F>, _: Change, _: u32) -> bool {
+        unreachable!("packets only")
+    }
+    fn delete_flow(&self, _: &Tuple<F>) -> bool {
+        unreachable!("packets only")
+    }
+    fn halve_flow(&self, _: &Tuple<F>) -> Insert {
+        unreachable!("packets only")
+    }
+    fn is_free(&self, _: &F::Words, _: u32, _: u32) -> bool {
+        unreachable!("packets only")
+    }
+    fn reserve(&self, _: &Tuple<F>, _: u32) {
+        unreachable!("packets only")
+    }
+    fn is_reserved(&self, _: &Tuple<F>) -> bool {
+        unreachable!("packets only")
+    }
+    fn xdp_device_at(&self, _: u8) -> Option<XdpDevice> {
+        unreachable!("packets only")
+    }
+    fn is_node_addr(&self, _: F::Addr) -> bool {
+        unreachable!("packets only")
+    }
+    fn random(&self) -> u32 {
         unreachable!("packets only")
     }
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
@@ -287,7 +319,7 @@ impl<F: Numbered> Tables<F> for World {
             ..Config::default()
         }
     }
-    fn scratch(&self) -> Option<Box<Scratch<F>>> {
+    fn scratch(&self) -> Option<Box<Work<F>>> {
         unreachable!("packets only")
     }
     fn stamp(&self) -> u32 {

@@ -2,8 +2,9 @@
 //!
 //! Every access is volatile: another CPU changes cells at any time, and what a program reads twice it must read twice.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
+use lb_common::abi::FlowFlags;
 use lb_common::flow_table::{
     BucketCells, Head, INDEX_WAYS, LineCells, Record, RecordCells, TableFamily, WAYS,
 };
@@ -169,6 +170,10 @@ impl<F: TableFamily> BucketCells<F> for Place {
 
 impl<F: TableFamily> RecordCells<F> for Place {
     #[inline(always)]
+    fn address(self) -> *const F::Words {
+        self.0.cast()
+    }
+    #[inline(always)]
     fn load(self, i: usize) -> u64 {
         self.load64(8 * i)
     }
@@ -177,13 +182,31 @@ impl<F: TableFamily> RecordCells<F> for Place {
         self.store64(8 * i, word);
     }
     #[inline(always)]
-    fn add_flags(self, flags: u32) {
-        // SAFETY: the upper half of the state word.
+    fn add_flags(self, flags: FlowFlags) {
+        // SAFETY: flags and sequence number, the upper half of the state word.
         let cell = unsafe { self.0.add(8 * Record::<F>::STATE + 4) };
         // SAFETY: aligned to 4 by the layout.
         unsafe {
-            atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(cell.cast(), flags);
+            atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(cell.cast(), flags.bits() as u32);
         }
+    }
+    #[inline(always)]
+    fn remove_flags(self, flags: FlowFlags) {
+        // SAFETY: as in `add_flags`.
+        let cell = unsafe { self.0.add(8 * Record::<F>::STATE + 4) };
+        // SAFETY: aligned to 4 by the layout.
+        unsafe {
+            atomic_and::<u32, u32, { AtomicOrdering::SeqCst }>(cell.cast(), !(flags.bits() as u32));
+        }
+    }
+    #[inline(always)]
+    fn set_sequence(self, direction: usize, sequence: u16) {
+        // The upper 16 bits of two words that follow each other.
+        let at = 8 * (Record::<F>::STATE + (direction & 1)) + 6;
+        // SAFETY: a cell of the record; an atomic change of the flags beside it does not lose it.
+        let cell = unsafe { self.0.add(at) };
+        // SAFETY: aligned to 2 by the layout.
+        unsafe { cell.cast::<u16>().write_volatile(sequence) }
     }
     #[inline(always)]
     fn set_stamp(self, stamp: u32) {

@@ -13,12 +13,20 @@
     reason = "contexts and helpers speak in C's integer widths"
 )]
 #![allow(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "global functions: the verifier checks their callers, and knows pointers only, not `Option<&T>`"
+)]
+#![allow(
     internal_features,
     reason = "atomic adds and assembly have no stable form on this target"
 )]
 #![feature(core_intrinsics, asm_experimental_arch)]
 
+mod arrays;
+mod cells;
 mod ctx;
+mod flow_table;
+mod look;
 mod maps;
 mod programs;
 mod tables;

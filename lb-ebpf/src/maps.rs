@@ -1,18 +1,19 @@
 //! Every BPF map, each with its card. Sizes written here are defaults; the agent sets them by its
 //! flags before it loads the object.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Be32, Config, DropReason, Flow, FlowKey, Fragment, FragmentKey,
-    Interface, NodeAddrFlags, NodeAddrKey, PORT_FILTER_ENTRIES, PackedFlowKey, PacketCount,
-    PortFilter, Scratch, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
-    SocketOriginKey, SocketPeer, XdpDevice,
+    Affinity, AffinityKey, Backend, Be32, Config, DropReason, Fragment, FragmentKey, Interface,
+    NodeAddrFlags, NodeAddrKey, PORT_FILTER_ENTRIES, PacketCount, PortFilter, SelectionBlock,
+    Service, ServiceKey, ServiceStats, SocketOrigin, SocketOriginKey, SocketPeer, XdpDevice,
 };
-use lb_common::wire::Ports;
+use lb_common::pipeline::work::Work;
 use lb_common::{Family, V4, V6};
+
+use crate::flow_table::FlowFunctions;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const PORT_FILTERS: usize = PORT_FILTER_ENTRIES as usize;
@@ -55,32 +56,6 @@ pub(crate) static BACKENDS_V6: Array<Backend<V6>, 262_144, MMAPABLE> = Array::ne
 /// Order   written into a free range before the Service that names it; freed ranges rest
 #[btf_map(name = "selection")]
 pub(crate) static SELECTION: Array<SelectionBlock, 16_384, MMAPABLE> = Array::new();
-
-/// Confirmed flows.
-///
-/// Type    hash, preallocated
-/// Entry   [`FlowKey`], of IPv6 a [`PackedFlowKey`] → [`Flow`], at least two a connection
-/// Writes  xdp, tc; the agent ages      Reads  xdp, tc
-/// Full    the flow stays in `openings_*`, counted as `flows_full`
-/// Order   reply entry before the original one
-#[btf_map(name = "flows_v4")]
-pub(crate) static FLOWS_V4: HashMap<FlowKey<V4>, Flow<V4>, 131_072> = HashMap::new();
-/// See [`FLOWS_V4`].
-#[btf_map(name = "flows_v6")]
-pub(crate) static FLOWS_V6: HashMap<PackedFlowKey, Flow<V6>, 131_072> = HashMap::new();
-
-/// Flows that are not confirmed: a flood churns these, never `flows_*`.
-///
-/// Type    LRU hash, common list
-/// Entry   as in `flows_*`
-/// Writes  xdp, tc; the agent ages      Reads  xdp, tc
-/// Full    the least recently used goes
-/// Order   reply entry before the original one
-#[btf_map(name = "openings_v4")]
-pub(crate) static OPENINGS_V4: LruHashMap<FlowKey<V4>, Flow<V4>, 65_536> = LruHashMap::new();
-/// See [`OPENINGS_V4`].
-#[btf_map(name = "openings_v6")]
-pub(crate) static OPENINGS_V6: LruHashMap<PackedFlowKey, Flow<V6>, 65_536> = LruHashMap::new();
 
 /// Which backend a client keeps (`sessionAffinity: ClientIP`).
 ///
@@ -163,9 +138,9 @@ pub(crate) static SOCKET_ORIGINS: LruHashMap<SocketOriginKey, SocketOrigin, 65_5
 
 /// Which destination ports may be ours: most traffic ends here.
 ///
-/// Type    array of 3 (TCP, UDP, SCTP), memory-mapped by the agent
+/// Type    array of 4 (frontends' ports of TCP, UDP, SCTP; ports that source translation may take), memory-mapped by the agent
 /// Entry   a bit a port
-/// Writes  agent      Reads  xdp, tc ingress
+/// Writes  agent      Reads  xdp, tc
 /// Full    never
 /// Order   set before the frontend is written, cleared after it is removed
 #[btf_map(name = "port_filter")]
@@ -186,7 +161,7 @@ pub(crate) static DIRECT_PORTS: Array<[u8; 65_536], 1> = Array::new();
 ///
 /// Type    hash
 /// Entry   [`NodeAddrKey`] → [`NodeAddrFlags`]
-/// Writes  agent      Reads  whoever inspects
+/// Writes  agent      Reads  xdp, tc ingress (packets without a flow)
 /// Full    logged
 /// Order   none
 #[btf_map(name = "node_addrs_v4")]
@@ -241,16 +216,24 @@ pub(crate) static COUNTERS: PerCpuArray<PacketCount, COUNTERS_LEN> = PerCpuArray
 #[btf_map(name = "service_stats")]
 pub(crate) static SERVICE_STATS: PerCpuArray<ServiceStats, 65_536> = PerCpuArray::new();
 
-/// A flow being built. Packet hooks run with bottom halves off and do not nest on a CPU.
+/// The flow in work: what one stage leaves to the next. Packet hooks run with bottom halves off and do not nest on a CPU.
 ///
 /// Type    per-CPU array of 1
-/// Entry   [`Scratch`]
+/// Entry   [`Work`]
 /// Writes  xdp, tc      Reads  the same
 #[btf_map(name = "scratch_v4")]
-pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+pub(crate) static SCRATCH_V4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
 /// See [`SCRATCH_V4`].
 #[btf_map(name = "scratch_v6")]
-pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+pub(crate) static SCRATCH_V6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
+
+/// What is asked of the routing table: 64 bytes for which a stack beside a parsed packet has no room.
+///
+/// Type    per-CPU array of 1
+/// Entry   `struct bpf_fib_lookup` (linux/bpf.h)
+/// Writes  xdp, tc      Reads  the same
+#[btf_map(name = "fib")]
+pub(crate) static FIB: PerCpuArray<bpf_fib_lookup, 1> = PerCpuArray::new();
 
 /// Refusals of this second.
 #[repr(C)]
@@ -281,60 +264,26 @@ pub(crate) static EVENTS: RingBuf<(), 262_144> = RingBuf::new();
 
 /// Slow paths of the XDP program; slots in `names::programs::TAILS_XDP_SLOTS`.
 #[btf_map(name = "tails_xdp")]
-pub(crate) static TAILS_XDP: ProgramArray<4> = ProgramArray::new();
+pub(crate) static TAILS_XDP: ProgramArray<8> = ProgramArray::new();
 /// Slow paths of the tc programs; slots in `names::programs::TAILS_TC_SLOTS`.
 #[btf_map(name = "tails_tc")]
-pub(crate) static TAILS_TC: ProgramArray<16> = ProgramArray::new();
+pub(crate) static TAILS_TC: ProgramArray<32> = ProgramArray::new();
 
 /// The maps of one family.
-pub(crate) trait FamilyMaps: Family {
+pub(crate) trait FamilyMaps: FlowFunctions {
     fn service(key: &ServiceKey<Self>) -> Option<*const Service>;
     fn backend(id: u32) -> Option<*const Backend<Self>>;
-    fn flow(key: &FlowKey<Self>) -> Option<*mut Flow<Self>>;
-    fn opening(key: &FlowKey<Self>) -> Option<*mut Flow<Self>>;
-    fn insert_flow(key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> Result<(), i32>;
-    fn insert_opening(key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> Result<(), i32>;
-    fn remove_flow(key: &FlowKey<Self>);
-    fn remove_opening(key: &FlowKey<Self>);
     fn affinity(key: &AffinityKey<Self>) -> Option<*const Affinity>;
     fn set_affinity(key: &AffinityKey<Self>, value: &Affinity);
     fn in_source_range(key: &Key<SrcRange<Self>>) -> bool;
     fn fragment(key: &FragmentKey<Self>) -> Option<*const Fragment>;
     fn set_fragment(key: &FragmentKey<Self>, value: &Fragment);
-    fn scratch() -> Option<*mut Scratch<Self>>;
-}
-
-/// The bytes of a key as words, of which the kernel hashes the key's size: written field by field, the ports and the
-/// last four bytes would be narrow stores that the hash's word loads wait for.
-#[inline(always)]
-fn key_words_v4(key: &FlowKey<V4>) -> [u32; 4] {
-    const { assert!(size_of::<FlowKey<V4>>() == 16) };
-    let rest = u32::from_le_bytes([key.proto, key.side, 0, 0]).to_le();
-    [
-        key.saddr.be,
-        key.daddr.be,
-        Ports::join(key.sport, key.dport),
-        rest,
-    ]
-}
-
-/// The same; the upper half of the last word is not part of the key.
-#[inline(always)]
-fn key_words_v6(key: &FlowKey<V6>) -> [u64; 5] {
-    const { assert!(size_of::<PackedFlowKey>() == 36) };
-    let pair = |low: u32, high: u32| low as u64 | ((high as u64) << 32);
-    let (s, d) = (&key.saddr.be, &key.daddr.be);
-    [
-        pair(s[0], s[1]) ^ PackedFlowKey::mask(key.code()) as u64,
-        pair(s[2], s[3]),
-        pair(d[0], d[1]),
-        pair(d[2], d[3]),
-        Ports::join(key.sport, key.dport) as u64,
-    ]
+    fn is_node_addr(addr: Self::Addr) -> bool;
+    fn scratch() -> Option<*mut Work<Self>>;
 }
 
 macro_rules! family_maps {
-    ($family:ty, $words:ident, $map_key:ty, $services:ident, $backends:ident, $flows:ident, $openings:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident) => {
+    ($family:ty, $services:ident, $backends:ident, $affinity:ident, $ranges:ident, $fragments:ident, $scratch:ident, $node_addrs:ident) => {
         impl FamilyMaps for $family {
             #[inline(always)]
             fn service(key: &ServiceKey<Self>) -> Option<*const Service> {
@@ -343,48 +292,6 @@ macro_rules! family_maps {
             #[inline(always)]
             fn backend(id: u32) -> Option<*const Backend<Self>> {
                 $backends.get_ptr(id)
-            }
-            #[inline(always)]
-            fn flow(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                let words = $words(key);
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                $flows.get_ptr_mut(unsafe { &*words.as_ptr().cast::<$map_key>() })
-            }
-            #[inline(always)]
-            fn opening(key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
-                let words = $words(key);
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                $openings.get_ptr_mut(unsafe { &*words.as_ptr().cast::<$map_key>() })
-            }
-            #[inline(always)]
-            fn insert_flow(key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> Result<(), i32> {
-                let words = $words(key);
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                $flows.insert(unsafe { &*words.as_ptr().cast::<$map_key>() }, flow, flags)
-            }
-            #[inline(always)]
-            fn insert_opening(
-                key: &FlowKey<Self>,
-                flow: &Flow<Self>,
-                flags: u64,
-            ) -> Result<(), i32> {
-                let words = $words(key);
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                $openings.insert(unsafe { &*words.as_ptr().cast::<$map_key>() }, flow, flags)
-            }
-            #[inline(always)]
-            fn remove_flow(key: &FlowKey<Self>) {
-                let words = $words(key);
-                // An entry that is not there is as good as removed.
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                let _gone = $flows.remove(unsafe { &*words.as_ptr().cast::<$map_key>() });
-            }
-            #[inline(always)]
-            fn remove_opening(key: &FlowKey<Self>) {
-                let words = $words(key);
-                // An entry that is not there is as good as removed.
-                // SAFETY: the words begin with the key's bytes, aligned as it is or better.
-                let _gone = $openings.remove(unsafe { &*words.as_ptr().cast::<$map_key>() });
             }
             #[inline(always)]
             fn affinity(key: &AffinityKey<Self>) -> Option<*const Affinity> {
@@ -409,7 +316,11 @@ macro_rules! family_maps {
                 let _full = $fragments.insert(key, value, 0);
             }
             #[inline(always)]
-            fn scratch() -> Option<*mut Scratch<Self>> {
+            fn is_node_addr(addr: Self::Addr) -> bool {
+                $node_addrs.get_ptr(NodeAddrKey { addr }).is_some()
+            }
+            #[inline(always)]
+            fn scratch() -> Option<*mut Work<Self>> {
                 $scratch.get_ptr_mut(0)
             }
         }
@@ -418,27 +329,21 @@ macro_rules! family_maps {
 
 family_maps!(
     V4,
-    key_words_v4,
-    FlowKey<V4>,
     SERVICES_V4,
     BACKENDS_V4,
-    FLOWS_V4,
-    OPENINGS_V4,
     AFFINITY_V4,
     SRC_RANGES_V4,
     FRAGMENTS_V4,
-    SCRATCH_V4
+    SCRATCH_V4,
+    NODE_ADDRS_V4
 );
 family_maps!(
     V6,
-    key_words_v6,
-    PackedFlowKey,
     SERVICES_V6,
     BACKENDS_V6,
-    FLOWS_V6,
-    OPENINGS_V6,
     AFFINITY_V6,
     SRC_RANGES_V6,
     FRAGMENTS_V6,
-    SCRATCH_V6
+    SCRATCH_V6,
+    NODE_ADDRS_V6
 );

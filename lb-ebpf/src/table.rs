@@ -23,23 +23,23 @@
 )]
 #![feature(core_intrinsics, asm_experimental_arch)]
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
-use aya_ebpf::btf_maps::Array;
+use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
-use lb_common::abi::{Addr4, Addr6, Be16, Side, proto};
+use lb_common::abi::{Addr4, Addr6, Be16, FlowFlags, Side, proto};
 use lb_common::flow_table::{
-    self as table, Bucket, Class, Derived, Geometry, IndexLine, Insert, Memory, Record,
-    RecordCells, RecordNumber, Seeds, TableFamily, Tuple, constant_flags,
+    self as table, Change, Class, Derived, Insert, Record, RecordCells, TableFamily, Tuple,
 };
 use lb_common::{V4, V6};
 
-#[path = "cells.rs"]
+mod arrays;
 mod cells;
+#[allow(dead_code, reason = "what the stress does not do")]
+mod flow_table;
 #[path = "ctx/pointer.rs"]
 mod pointer;
-use cells::{Place, opaque};
+use flow_table::{FlowFunctions, FlowTable};
 use pointer::packet_pointer;
 
 /// The kernel lets programs under this licence call GPL-only helpers.
@@ -52,23 +52,6 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
-
-const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-
-/// Number of buckets and of lines less one: set by the loader with the arrays' sizes, constants to the verifier.
-#[unsafe(no_mangle)]
-static BUCKET_MASK: u32 = 0;
-#[unsafe(no_mangle)]
-static LINE_MASK: u32 = 0;
-
-#[btf_map(name = "buckets_v4")]
-static BUCKETS_V4: Array<Bucket<{ V4::RECORD }>, 2, MMAPABLE> = Array::new();
-#[btf_map(name = "buckets_v6")]
-static BUCKETS_V6: Array<Bucket<{ V6::RECORD }>, 2, MMAPABLE> = Array::new();
-#[btf_map(name = "lines_v4")]
-static LINES_V4: Array<IndexLine, 2, MMAPABLE> = Array::new();
-#[btf_map(name = "lines_v6")]
-static LINES_V6: Array<IndexLine, 2, MMAPABLE> = Array::new();
 
 /// Orders and results.
 #[repr(C)]
@@ -112,62 +95,45 @@ pub struct Work {
     pub sum: u64,
 }
 
-struct Maps;
-
-/// The arrays of a family.
-trait Arrays: TableFamily {
-    fn bucket(index: u32) -> Option<Place>;
-    fn line(index: u32) -> Option<Place>;
+/// A family whose flows are made of numbers.
+trait Numbered: FlowFunctions {
     fn addr(number: u32) -> Self::Addr;
-    fn add_entry(tuple: &Tuple<Self>, kind: Derived, number: RecordNumber) -> u32;
-    fn remove_entry(tuple: &Tuple<Self>, kind: Derived, number: RecordNumber);
-    fn make_room(index: u32, keep_reserved: u32) -> u32;
-    fn way_of(bucket: u32, tuple: &Tuple<Self>) -> u32;
+    /// Room for a record that is to be inserted: it has none on the stack.
+    fn words() -> Option<&'static mut Self::Words>;
+    /// Lays a flow's record there: out of line, so that its parts lie on no stack while it is inserted.
+    fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32);
+    /// `seek`, out of line as well.
+    fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32;
 }
 
-impl Arrays for V4 {
-    #[inline(always)]
-    fn bucket(index: u32) -> Option<Place> {
-        BUCKETS_V4.get_ptr_mut(index).map(Place::new)
-    }
-    #[inline(always)]
-    fn line(index: u32) -> Option<Place> {
-        LINES_V4.get_ptr_mut(index).map(Place::new)
-    }
+#[btf_map(name = "scratch_v4")]
+static SCRATCH_V4: PerCpuArray<[u64; V4::RECORD], 1> = PerCpuArray::new();
+#[btf_map(name = "scratch_v6")]
+static SCRATCH_V6: PerCpuArray<[u64; V6::RECORD], 1> = PerCpuArray::new();
+
+impl Numbered for V4 {
     #[inline(always)]
     fn addr(number: u32) -> Addr4 {
         Addr4 { be: number }
     }
     #[inline(always)]
-    fn add_entry(tuple: &Tuple<V4>, kind: Derived, number: RecordNumber) -> u32 {
-        let (addrs, rest) = tuple.parts();
-        add_entry_v4(addrs, rest, kind as u32, number.0)
+    fn words() -> Option<&'static mut Self::Words> {
+        // SAFETY: a map value of this CPU; the programs do not nest on a CPU.
+        SCRATCH_V4
+            .get_ptr_mut(0)
+            .map(|words| unsafe { &mut *words })
     }
     #[inline(always)]
-    fn remove_entry(tuple: &Tuple<V4>, kind: Derived, number: RecordNumber) {
-        let (addrs, rest) = tuple.parts();
-        remove_entry_v4(addrs, rest, kind as u32, number.0);
+    fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32) {
+        table_fill_v4(flow, salt, flags.bits() as u32, stamp);
     }
     #[inline(always)]
-    fn make_room(index: u32, keep_reserved: u32) -> u32 {
-        make_room_v4(index, keep_reserved)
-    }
-    #[inline(always)]
-    fn way_of(bucket: u32, tuple: &Tuple<Self>) -> u32 {
-        let (addrs, rest) = tuple.parts();
-        way_of_v4(bucket, addrs, rest)
+    fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32 {
+        table_seek_v4(flow, flags.bits() as u32, is_derived)
     }
 }
 
-impl Arrays for V6 {
-    #[inline(always)]
-    fn bucket(index: u32) -> Option<Place> {
-        BUCKETS_V6.get_ptr_mut(index).map(Place::new)
-    }
-    #[inline(always)]
-    fn line(index: u32) -> Option<Place> {
-        LINES_V6.get_ptr_mut(index).map(Place::new)
-    }
+impl Numbered for V6 {
     #[inline(always)]
     fn addr(number: u32) -> Addr6 {
         Addr6 {
@@ -175,197 +141,24 @@ impl Arrays for V6 {
         }
     }
     #[inline(always)]
-    fn add_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) -> u32 {
-        let (addrs, rest) = tuple.parts();
-        add_entry_v6(&Wide { addrs, rest }, kind as u32, number.0)
+    fn words() -> Option<&'static mut Self::Words> {
+        // SAFETY: as above.
+        SCRATCH_V6
+            .get_ptr_mut(0)
+            .map(|words| unsafe { &mut *words })
     }
     #[inline(always)]
-    fn remove_entry(tuple: &Tuple<V6>, kind: Derived, number: RecordNumber) {
-        let (addrs, rest) = tuple.parts();
-        remove_entry_v6(&Wide { addrs, rest }, kind as u32, number.0);
+    fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32) {
+        table_fill_v6(flow, salt, flags.bits() as u32, stamp);
     }
     #[inline(always)]
-    fn make_room(index: u32, keep_reserved: u32) -> u32 {
-        make_room_v6(index, keep_reserved)
-    }
-    #[inline(always)]
-    fn way_of(bucket: u32, tuple: &Tuple<Self>) -> u32 {
-        let (addrs, rest) = tuple.parts();
-        way_of_v6(&Wide { addrs, rest }, bucket)
+    fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32 {
+        table_seek_v6(flow, flags.bits() as u32, is_derived)
     }
 }
 
 #[inline(always)]
-fn constant(of: *const u32) -> u32 {
-    // SAFETY: a word of the read-only data; volatile, because the loader may have changed it.
-    unsafe { of.read_volatile() }
-}
-
-impl<F: Arrays> Memory<F> for Maps {
-    type Record = Place;
-    type Bucket = Place;
-    type Line = Place;
-
-    #[inline(always)]
-    fn geometry(&self) -> Geometry {
-        Geometry {
-            bucket_mask: constant(&raw const BUCKET_MASK),
-            line_mask: constant(&raw const LINE_MASK),
-            seeds: Seeds {
-                offset: 0x243f_6a88_85a3_08d3,
-                factors: [
-                    0x9e37_79b9_7f4a_7c15,
-                    0xd6e8_feb8_6659_fd93,
-                    0xa076_1d64_78bd_642f,
-                    0xe703_7ed1_a0b4_28db,
-                    0xbf58_476d_1ce4_e5b9,
-                ],
-            },
-        }
-    }
-    #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<Place> {
-        F::bucket(index)
-    }
-    #[inline(always)]
-    fn line(&self, index: u32) -> Option<Place> {
-        F::line(index)
-    }
-    #[inline(always)]
-    fn opaque(value: u64) -> u64 {
-        opaque(value)
-    }
-    #[inline(always)]
-    fn add_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) -> Insert {
-        match F::add_entry(tuple, kind, number) {
-            0 => Insert::Done,
-            1 => Insert::HasRecord,
-            2 => Insert::Exists,
-            3 => Insert::Full,
-            _ => Insert::Busy,
-        }
-    }
-    #[inline(always)]
-    fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) {
-        F::remove_entry(tuple, kind, number);
-    }
-    #[inline(always)]
-    fn make_room(&self, index: u32, keep_reserved: bool) -> u32 {
-        // Opaque: the compiler knows the bodies of functions that it does not inline, too.
-        opaque(F::make_room(index, keep_reserved as u32) as u64) as u32
-    }
-    #[inline(always)]
-    fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32 {
-        opaque(F::way_of(bucket, tuple) as u64) as u32
-    }
-}
-
-// Functions of their own that the verifier walks once, whoever calls them: global ones, with numbers for arguments, or
-// a pointer to memory of a known size.
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn add_entry_v4(addrs: u64, rest: u64, kind: u32, number: u32) -> u32 {
-    let tuple = Tuple::<V4>::from_parts(addrs, rest);
-    table::add_entry(
-        &Maps,
-        &tuple,
-        Derived::from_bits(kind),
-        RecordNumber(number),
-    ) as u32
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn remove_entry_v4(addrs: u64, rest: u64, kind: u32, number: u32) -> u32 {
-    let tuple = Tuple::<V4>::from_parts(addrs, rest);
-    table::remove_entry(
-        &Maps,
-        &tuple,
-        Derived::from_bits(kind),
-        RecordNumber(number),
-    );
-    0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn make_room_v4(index: u32, keep_reserved: u32) -> u32 {
-    table::make_room::<V4, _>(&Maps, index, keep_reserved != 0)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn way_of_v4(bucket: u32, addrs: u64, rest: u64) -> u32 {
-    table::way_of(&Maps, bucket, &Tuple::<V4>::from_parts(addrs, rest))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn way_of_v6(tuple: *const Wide, bucket: u32) -> u32 {
-    if tuple.is_null() {
-        return u32::MAX;
-    }
-    // SAFETY: not null, and the verifier knows it as memory of this size.
-    let wide = unsafe { &*tuple };
-    table::way_of(
-        &Maps,
-        bucket,
-        &Tuple::<V6>::from_parts(wide.addrs, wide.rest),
-    )
-}
-
-/// A tuple of IPv6 as an argument: six numbers would be too many.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Wide {
-    addrs: [u64; 4],
-    rest: u64,
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn add_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
-    if tuple.is_null() {
-        return Insert::Full as u32;
-    }
-    // SAFETY: not null, and the verifier knows it as memory of this size.
-    let wide = unsafe { &*tuple };
-    let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
-    table::add_entry(
-        &Maps,
-        &tuple,
-        Derived::from_bits(kind),
-        RecordNumber(number),
-    ) as u32
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn remove_entry_v6(tuple: *const Wide, kind: u32, number: u32) -> u32 {
-    if tuple.is_null() {
-        return 0;
-    }
-    // SAFETY: not null, and the verifier knows it as memory of this size.
-    let wide = unsafe { &*tuple };
-    let tuple = Tuple::<V6>::from_parts(wide.addrs, wide.rest);
-    table::remove_entry(
-        &Maps,
-        &tuple,
-        Derived::from_bits(kind),
-        RecordNumber(number),
-    );
-    0
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn make_room_v6(index: u32, keep_reserved: u32) -> u32 {
-    table::make_room::<V6, _>(&Maps, index, keep_reserved != 0)
-}
-
-#[inline(always)]
-fn tuple<F: Arrays>(flow: u32) -> Tuple<F> {
+fn tuple<F: Numbered>(flow: u32) -> Tuple<F> {
     let port = Be16 {
         be: 16_384 + (flow & 0x3fff) as u16,
     };
@@ -381,19 +174,34 @@ fn tuple<F: Arrays>(flow: u32) -> Tuple<F> {
 }
 
 #[inline(always)]
-fn record<F: Arrays>(flow: u32, salt: u32, flags: u32) -> Record<F> {
+fn record<F: Numbered>(flow: u32, salt: u32, flags: FlowFlags) -> Record<F> {
     let backend = F::addr(0x0af4_0000 + (flow.wrapping_mul(2_654_435_761) >> 26));
     let original = tuple::<F>(flow);
-    let source = if flags & constant_flags::SNAT == 0 {
-        original.saddr()
-    } else {
+    let source = if flags.contains(FlowFlags::SNAT) {
         F::addr(0x0a00_0000 + (flow >> 14))
+    } else {
+        original.saddr()
     };
     let source = (&source, original.sport());
     let mut record = Record::new(original, (&backend, Be16 { be: 8_080 }), source, flags);
-    record.backend = salt;
-    record.service = salt.wrapping_mul(11).wrapping_add(flow);
+    record.backend = salt & ID;
+    record.service = expected_service(record.backend, flow);
     record.checked()
+}
+
+/// Bits of an id.
+const ID: u32 = Record::<V4>::ID;
+/// Of a flow that tc carries by halves.
+const HALVES: FlowFlags = FlowFlags::SNAT.union(FlowFlags::BY_HALVES);
+
+#[inline(always)]
+fn expected_service(backend: u32, flow: u32) -> u32 {
+    backend.wrapping_mul(11).wrapping_add(flow) & ID
+}
+
+#[inline(always)]
+fn changed(class: Class) -> Change {
+    Change::flags(FlowFlags::CONFIRMED, FlowFlags::NONE).class(class)
 }
 
 #[inline(always)]
@@ -413,15 +221,48 @@ fn work(ctx: XdpContext) -> Option<&'static mut Work> {
 }
 
 #[inline(always)]
-fn put<F: Arrays>(work: &mut Work, record: &Record<F>, now: u32) {
-    let room = table::insert::<F, _>(&Maps, record, now);
-    match room.result {
-        Insert::Done => work.inserted += 1,
-        Insert::HasRecord => work.had_record += 1,
-        Insert::Exists => work.exists += 1,
-        Insert::Full => work.full += 1,
-        Insert::Busy => work.busy += 1,
+fn fill<F: Numbered>(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
+    let Some(words) = F::words() else {
+        return 0;
+    };
+    let mut record = record::<F>(flow, salt, FlowFlags::from_bits(flags as u16));
+    record.stamp = stamp;
+    let mut i = 0;
+    while i < F::RECORD {
+        if let Some(word) = words.as_mut().get_mut(i) {
+            *word = record.word(i);
+        }
+        i += 1;
     }
+    0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn table_fill_v4(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
+    fill::<V4>(flow, salt, flags, stamp)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn table_fill_v6(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
+    fill::<V6>(flow, salt, flags, stamp)
+}
+
+#[inline(always)]
+fn put<F: Numbered>(work: &mut Work, (flow, salt): (u32, u32), flags: FlowFlags, now: u32) {
+    F::fill(flow, salt, flags, now);
+    let Some(words) = F::words() else {
+        return;
+    };
+    let room = F::insert(words, now);
+    // Sums without branches: of branches the compiler makes an index, whose bound the verifier does not see.
+    let is = |result: Insert| (room.result == result) as u64;
+    work.inserted += is(Insert::Done);
+    work.had_record += is(Insert::HasRecord);
+    work.exists += is(Insert::Exists);
+    work.full += is(Insert::Full);
+    work.busy += is(Insert::Busy);
     if room.evicted != Class::Free {
         work.evicted += 1;
     }
@@ -429,7 +270,7 @@ fn put<F: Arrays>(work: &mut Work, record: &Record<F>, now: u32) {
 
 /// One operation that a die chooses, on one of few flows.
 #[inline(always)]
-fn stress<F: Arrays>(work: &mut Work, flags: u32) {
+fn stress<F: Numbered>(work: &mut Work, flags: FlowFlags) {
     let mut x = work.random;
     x ^= x << 13;
     x ^= x >> 7;
@@ -439,10 +280,11 @@ fn stress<F: Arrays>(work: &mut Work, flags: u32) {
     let flow = ((x >> 20) as u32 & work.mask) + work.base;
     let die = x & 15;
     let (now, salt) = (now(), (x >> 40) as u32);
+    let sought = tuple::<F>(flow);
     if die < 4 {
-        put::<F>(work, &record::<F>(flow, salt, flags), now);
+        put::<F>(work, (flow, salt), flags, now);
     } else if die < 6 {
-        if table::delete::<F, _>(&Maps, &tuple::<F>(flow)) {
+        if F::delete(&sought) {
             work.deleted += 1;
         }
     } else if die == 6 {
@@ -451,33 +293,58 @@ fn stress<F: Arrays>(work: &mut Work, flags: u32) {
         } else {
             Class::Closed
         };
-        if work.changes != 0
-            && table::set_class::<F, _>(&Maps, &tuple::<F>(flow), class, 0x100, now)
-        {
+        if work.changes != 0 && F::change(&sought, changed(class), now) {
             work.changed += 1;
         }
     } else {
-        let expected = record::<F>(flow, 0, flags);
-        let seeds = Memory::<F>::geometry(&Maps).seeds;
-        let found = if die & 1 == 0 {
-            let original = expected.original;
-            table::find::<F, _>(&Maps, &original, original.hashed(&seeds)).map(|found| found.record)
-        } else {
-            let reply = expected.derived(Derived::Reply);
-            table::find_derived::<F, _>(&Maps, &reply, reply.hashed(&seeds))
-                .map(|(found, _)| found.record)
-        };
-        let Some(found) = found else {
-            work.missed += 1;
-            return;
-        };
-        work.found += 1;
-        if found.original != expected.original
-            || found.service != found.backend.wrapping_mul(11).wrapping_add(flow)
-        {
-            work.wrong += 1;
+        match F::seek(flow, flags, (die & 1) as u32) {
+            MISSED => work.missed += 1,
+            found => {
+                work.found += 1;
+                work.wrong += (found == WRONG) as u64;
+            }
         }
     }
+}
+
+/// What [`Numbered::seek`] gives besides 1, found and right.
+const MISSED: u32 = 0;
+const WRONG: u32 = 2;
+
+/// Looks a flow up and compares it with what was put in.
+#[inline(always)]
+fn seek<F: Numbered>(flow: u32, flags: u32, is_derived: u32) -> u32 {
+    let Some(words) = F::words() else {
+        return MISSED;
+    };
+    let flags = FlowFlags::from_bits(flags as u16);
+    let sought = if is_derived == 0 {
+        tuple::<F>(flow)
+    } else {
+        record::<F>(flow, 0, flags).derived(Derived::Reply)
+    };
+    if table::find_into::<F, _>(&FlowTable, &sought, is_derived != 0, words).is_none() {
+        return MISSED;
+    }
+    let found = Record::<F>::from_words(|i| match words.as_ref().get(i) {
+        Some(word) => *word,
+        None => 0,
+    });
+    let is_right = found.original == tuple::<F>(flow)
+        && found.service == expected_service(found.backend, flow);
+    if is_right { 1 } else { WRONG }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn table_seek_v4(flow: u32, flags: u32, is_derived: u32) -> u32 {
+    seek::<V4>(flow, flags, is_derived)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn table_seek_v6(flow: u32, flags: u32, is_derived: u32) -> u32 {
+    seek::<V6>(flow, flags, is_derived)
 }
 
 /// The next flow, in an order that is not the one of their tuples.
@@ -489,15 +356,16 @@ fn next(work: &mut Work) -> u32 {
 }
 
 #[inline(always)]
-fn find<F: Arrays>(work: &mut Work, reply: bool) {
+fn find<F: Numbered>(work: &mut Work, reply: bool) {
     let flow = next(work);
-    let seeds = Memory::<F>::geometry(&Maps).seeds;
+    let seeds = F::geometry().seeds;
     let found = if reply {
-        let reply = record::<F>(flow, 0, 0).derived(Derived::Reply);
-        table::find_derived::<F, _>(&Maps, &reply, reply.hashed(&seeds)).map(|(found, _)| found)
+        let reply = record::<F>(flow, 0, FlowFlags::NONE).derived(Derived::Reply);
+        table::find_derived::<F, _>(&FlowTable, &reply, reply.hashed(&seeds))
+            .map(|(found, _)| found)
     } else {
         let original = tuple::<F>(flow);
-        table::find::<F, _>(&Maps, &original, original.hashed(&seeds))
+        table::find::<F, _>(&FlowTable, &original, original.hashed(&seeds))
     };
     let Some(found) = found else {
         work.missed += 1;
@@ -511,11 +379,9 @@ fn find<F: Arrays>(work: &mut Work, reply: bool) {
 }
 
 #[inline(always)]
-fn insert<F: Arrays>(work: &mut Work, flags: u32) -> u32 {
+fn insert<F: Numbered>(work: &mut Work, flags: FlowFlags) -> u32 {
     let (flow, now) = (next(work), now());
-    let mut record = record::<F>(flow, flow & 63, flags);
-    record.stamp = now;
-    put::<F>(work, &record, now);
+    put::<F>(work, (flow, flow & 63), flags, now);
     flow
 }
 
@@ -534,23 +400,23 @@ macro_rules! programs {
 }
 
 programs! {
-    stress_v4: |work| stress::<V4>(work, 0);
-    stress_v6: |work| stress::<V6>(work, 0);
-    stress_halves: |work| stress::<V4>(work, constant_flags::SNAT | constant_flags::BY_HALVES);
+    stress_v4: |work| stress::<V4>(work, FlowFlags::NONE);
+    stress_v6: |work| stress::<V6>(work, FlowFlags::NONE);
+    stress_halves: |work| stress::<V4>(work, HALVES);
     floor: |work| { let flow = next(work); work.sum ^= flow as u64; };
     find_v4: |work| find::<V4>(work, false);
     find_v6: |work| find::<V6>(work, false);
     find_reply_v4: |work| find::<V4>(work, true);
     find_reply_v6: |work| find::<V6>(work, true);
-    insert_v4: |work| { insert::<V4>(work, 0); };
-    insert_v6: |work| { insert::<V6>(work, 0); };
-    insert_halves: |work| { insert::<V4>(work, constant_flags::SNAT | constant_flags::BY_HALVES); };
+    insert_v4: |work| { insert::<V4>(work, FlowFlags::NONE); };
+    insert_v6: |work| { insert::<V6>(work, FlowFlags::NONE); };
+    insert_halves: |work| { insert::<V4>(work, HALVES); };
     confirm_v4: |work| {
         let flow = next(work);
-        if table::confirm::<V4, _>(&Maps, &tuple::<V4>(flow), 0x100, now()) { work.changed += 1; }
+        if V4::change(&tuple::<V4>(flow), changed(Class::Confirmed), now()) { work.changed += 1; }
     };
     churn_v4: |work| {
-        let flow = insert::<V4>(work, 0);
-        if table::delete::<V4, _>(&Maps, &tuple::<V4>(flow.wrapping_sub(work.lag))) { work.deleted += 1; }
+        let flow = insert::<V4>(work, FlowFlags::NONE);
+        if V4::delete(&tuple::<V4>(flow.wrapping_sub(work.lag))) { work.deleted += 1; }
     };
 }

@@ -2,16 +2,25 @@
 
 use core::ops::{Deref, DerefMut};
 
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_jiffies64, bpf_ktime_get_ns};
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Be16, Be32, Clock, Config, Counter, DropReason, Event, Flow,
-    FlowFlags, FlowKey, Fragment, FragmentKey, Interface, MacAddr, ModeFlags, SELECTION_BLOCK_ROWS,
-    Scratch, Service, ServiceKey, Transport, XdpDevice, port_filter_slot,
+    Affinity, AffinityKey, Backend, Be16, Be32, Clock, Config, Counter, DropReason, Event,
+    Fragment, FragmentKey, Interface, SELECTION_BLOCK_ROWS, SNAT_PORTS_SLOT, Service, ServiceKey,
+    Transport, XdpDevice, port_filter_slot,
 };
-use lb_common::family::{Address, Family};
-use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
+use lb_common::flow_table::{
+    self as table, BucketCells, Change, Derived, Found, Insert, RecordNumber, Room, TableFamily,
+    Tuple,
+};
+use lb_common::pipeline::flow::Leg;
+use lb_common::pipeline::ip::Ip;
+use lb_common::pipeline::tables::Tables;
+use lb_common::pipeline::work::Work;
+
+use crate::cells::Place;
+use crate::flow_table::FlowTable;
+use crate::look::LookFunctions;
 
 use crate::maps::{
     CONFIG, COUNTERS, DIRECT_PORTS, EVENTS, FamilyMaps, INTERFACES, PORT_FILTER, REFUSALS,
@@ -22,84 +31,21 @@ use crate::maps::{
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel;
 
-/// An entry of `flows_*` or `openings_*` in map memory.
-#[derive(Clone, Copy)]
-pub(crate) struct FlowRef<F: Family>(*mut Flow<F>);
-
-impl<F: Family> FlowEntry<F> for FlowRef<F> {
-    #[inline(always)]
-    fn read(&self) -> Flow<F> {
-        // SAFETY: the verifier knows the pointer as a map value of this size, it stays readable for the
-        // program's run, and every bit pattern is a valid `Flow`. It may change meanwhile: the caller
-        // compares the check, which is read with the rest.
-        let mut flow = unsafe { core::ptr::read(self.0) };
-        if F::IS_V6 {
-            // The addresses again, by 64-bit words: the compiler must think that map values are aligned to 4.
-            // SAFETY: a map value of this size; the kernel does not need the alignment there.
-            let to = unsafe { &(*self.0).to };
-            flow.to.saddr = wide(&to.saddr);
-            flow.to.daddr = wide(&to.daddr);
-        }
-        flow
-    }
-    #[inline(always)]
-    fn flags(&self) -> FlowFlags {
-        // SAFETY: as in `read`; one aligned half-word.
-        unsafe { (*self.0).flags }
-    }
-    #[inline(always)]
-    fn stamp(&self) -> u32 {
-        // SAFETY: as in `read`; one aligned word.
-        unsafe { (*self.0).stamp }
-    }
-    #[inline(always)]
-    fn add_flags(&self, flags: FlowFlags) {
-        // SAFETY: as in `read`; a race with another CPU may lose a flag, which its next packet sets again.
-        unsafe { (*self.0).flags |= flags }
-    }
-    #[inline(always)]
-    fn set_stamp(&self, stamp: u32) {
-        // SAFETY: as in `read`; one aligned word.
-        unsafe { (*self.0).stamp = stamp }
-    }
-    #[inline(always)]
-    fn set_next_hop(&self, ifindex: u32, dmac: MacAddr) {
-        // SAFETY: as in `read`; one aligned word.
-        unsafe { (*self.0).ifindex = ifindex }
-        // SAFETY: as in `read`; a reader between the two writes sends one packet to the old address.
-        unsafe { (*self.0).dmac = dmac }
-    }
-}
-
-/// Reads an IPv6 address of a map value as two 64-bit words.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "the two halves")]
-fn wide<A: Address>(addr: &A) -> A {
-    // SAFETY: an IPv6 address has the size of the words; x86-64 and arm64 load from any alignment.
-    let [low, high] = unsafe { core::ptr::read((&raw const *addr).cast::<[u64; 2]>()) };
-    A::from_words([
-        low as u32,
-        (low >> 32) as u32,
-        high as u32,
-        (high >> 32) as u32,
-    ])
-}
-
 /// The per-CPU scratch entry.
-pub(crate) struct ScratchRef<F: Family>(*mut Scratch<F>);
+pub(crate) struct ScratchRef<F: TableFamily>(*mut Work<F>);
 
-impl<F: Family> Deref for ScratchRef<F> {
-    type Target = Scratch<F>;
+impl<F: TableFamily> Deref for ScratchRef<F> {
+    type Target = Work<F>;
     #[inline(always)]
-    fn deref(&self) -> &Scratch<F> {
+    fn deref(&self) -> &Work<F> {
         // SAFETY: a map value of this CPU; packet hooks do not nest on a CPU, so nobody else uses it.
         unsafe { &*self.0 }
     }
 }
 
-impl<F: Family> DerefMut for ScratchRef<F> {
+impl<F: TableFamily> DerefMut for ScratchRef<F> {
     #[inline(always)]
-    fn deref_mut(&mut self) -> &mut Scratch<F> {
+    fn deref_mut(&mut self) -> &mut Work<F> {
         // SAFETY: as in `deref`; the pipeline holds one at a time.
         unsafe { &mut *self.0 }
     }
@@ -138,6 +84,16 @@ fn port_word(words: &[u32], port: u16) -> u32 {
     }
 }
 
+/// A bit of `port_filter`.
+#[inline(always)]
+fn has_port(slot: u32, port: Be16) -> bool {
+    let Some(filter) = PORT_FILTER.get(slot) else {
+        return false;
+    };
+    let port = port.to_host();
+    port_word(&filter.words, port) >> (port & 31) & 1 != 0
+}
+
 #[inline(always)]
 fn now_ns() -> u64 {
     // SAFETY: a helper without arguments.
@@ -160,17 +116,17 @@ fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-impl<F: FamilyMaps> Tables<F> for Kernel {
-    type Entry = FlowRef<F>;
+impl<F: Ip + FamilyMaps + LookFunctions> Tables<F> for Kernel {
+    type Cells = Place;
     type Scratch = ScratchRef<F>;
 
     #[inline(always)]
     fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
-        let Some(filter) = PORT_FILTER.get(port_filter_slot(transport)) else {
-            return false;
-        };
-        let port = port.to_host();
-        port_word(&filter.words, port) >> (port & 31) & 1 != 0
+        has_port(port_filter_slot(transport), port)
+    }
+    #[inline(always)]
+    fn is_snat_port(&self, port: Be16) -> bool {
+        has_port(SNAT_PORTS_SLOT, port)
     }
     #[inline(always)]
     fn is_direct_port(&self, port: Be16) -> bool {
@@ -190,28 +146,53 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
         }
     }
     #[inline(always)]
-    fn flow(&self, key: &FlowKey<F>) -> Option<FlowRef<F>> {
-        F::flow(key).map(FlowRef)
+    fn flow(&self, original: &Tuple<F>) -> Option<Found<F, Place>> {
+        table::find(&FlowTable, original, original.hashed(&F::geometry().seeds))
     }
     #[inline(always)]
-    fn opening(&self, key: &FlowKey<F>) -> Option<FlowRef<F>> {
-        F::opening(key).map(FlowRef)
+    fn flow_by(&self, derived: &Tuple<F>) -> Option<(Found<F, Place>, Derived)> {
+        table::find_derived(&FlowTable, derived, derived.hashed(&F::geometry().seeds))
     }
     #[inline(always)]
-    fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
-        inserted(F::insert_flow(key, flow, BPF_NOEXIST.into()))
+    fn look(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg> {
+        Leg::from_number(F::look_by_original(tuple, work))
     }
     #[inline(always)]
-    fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
-        inserted(F::insert_opening(key, flow, BPF_NOEXIST.into()))
+    fn look_by(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg> {
+        Leg::from_number(F::look_by_derived(tuple, work))
     }
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey<F>) {
-        F::remove_flow(key);
+    fn cells(&self, number: u32) -> Option<Place> {
+        let number = RecordNumber(number);
+        BucketCells::<F>::record(F::bucket(number.bucket())?, number.way())
     }
     #[inline(always)]
-    fn remove_opening(&self, key: &FlowKey<F>) {
-        F::remove_opening(key);
+    fn insert_flow(&self, words: &F::Words, stamp: u32) -> Room {
+        F::insert(words, stamp)
+    }
+    #[inline(always)]
+    fn change_flow(&self, original: &Tuple<F>, change: Change, stamp: u32) -> bool {
+        F::change(original, change, stamp)
+    }
+    #[inline(always)]
+    fn delete_flow(&self, original: &Tuple<F>) -> bool {
+        F::delete(original)
+    }
+    #[inline(always)]
+    fn halve_flow(&self, original: &Tuple<F>) -> Insert {
+        F::halve(original)
+    }
+    #[inline(always)]
+    fn is_free(&self, words: &F::Words, stamp: u32, age: u32) -> bool {
+        F::is_free(words, stamp, age)
+    }
+    #[inline(always)]
+    fn reserve(&self, tuple: &Tuple<F>, stamp: u32) {
+        F::reserve(tuple, stamp);
+    }
+    #[inline(always)]
+    fn is_reserved(&self, tuple: &Tuple<F>) -> bool {
+        table::is_reserved(&FlowTable, tuple)
     }
     #[inline(always)]
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
@@ -264,6 +245,19 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
         XDP_DEVICES.get_ptr(XdpDevice::slot(ifindex)).map(copy)
     }
     #[inline(always)]
+    fn xdp_device_at(&self, slot: u8) -> Option<XdpDevice> {
+        XDP_DEVICES.get_ptr(slot as u32).map(copy)
+    }
+    #[inline(always)]
+    fn is_node_addr(&self, addr: F::Addr) -> bool {
+        F::is_node_addr(addr)
+    }
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+    #[inline(always)]
     fn config(&self) -> Config {
         match config() {
             Some(config) => *config,
@@ -310,12 +304,8 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
     }
     #[inline(always)]
     fn event(&self, event: &Event) {
-        if config().is_some_and(|config| config.modes.contains(ModeFlags::DEBUG_EVENTS)) {
-            let mut event = *event;
-            event.time_ns = now_ns();
-            // A full ring loses the event; nobody waits for a reader.
-            let _lost = EVENTS.output_untyped::<Event>(&event, 0);
-        }
+        // A full ring loses the event; nobody waits for a reader.
+        let _lost = EVENTS.output_untyped::<Event>(event, 0);
     }
     #[inline(always)]
     fn may_refuse(&self) -> bool {
@@ -335,17 +325,5 @@ impl<F: FamilyMaps> Tables<F> for Kernel {
         }
         refusals.sent += 1;
         refusals.sent <= limit as u64
-    }
-}
-
-/// EEXIST of Linux.
-const EEXIST: i32 = 17;
-
-#[inline(always)]
-fn inserted(result: Result<(), i32>) -> Insert {
-    match result {
-        Ok(()) => Insert::Done,
-        Err(code) if code == -EEXIST => Insert::Exists,
-        Err(_) => Insert::Failed,
     }
 }

@@ -15,6 +15,7 @@ pub mod echo;
 mod leftovers;
 pub mod loaded;
 pub mod manifest;
+pub mod mapped_table;
 pub mod native;
 pub mod netns;
 pub mod packet;

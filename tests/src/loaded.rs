@@ -7,20 +7,25 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_agent::bpf::features::Features;
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Config, Counter, DropReason, Flow, FlowKey, FlowMapKey,
-    Interface, PortFilter, SELECTION_BLOCK_ROWS, SelectionBlock, Service, ServiceKey, Transport,
-    XdpDevice, port_filter_slot, proto,
+    Affinity, AffinityKey, Backend, Config, Counter, DropReason, Interface, NodeAddrKey,
+    PORT_FILTER_ENTRIES, PortFilter, SELECTION_BLOCK_ROWS, SNAT_PORTS_SLOT, SelectionBlock,
+    Service, ServiceKey, Transport, XdpDevice, port_filter_slot,
 };
 use lb_common::family::Address as _;
+use lb_common::flow_table::{Class, Insert, Record, TableFamily};
 use lb_common::names;
+use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::NextHop;
-use lb_common::{Family, V4, V6};
+use lb_common::{V4, V6};
 
 use crate::bench::sys;
-use crate::cases::{At, Case, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, OWN_MAC, POD, Verdict};
+use crate::cases::{
+    At, Case, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, OWN_MAC, POD, Verdict, put_record, records,
+};
+use crate::mapped_table::MappedTable;
 use crate::netns::NetNs;
 use crate::prog_run::{
-    Programs, TC_DROP, TC_NEXT, TC_REDIRECT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+    Programs, TC_DROP, TC_NEXT, TC_REDIRECT, TableSize, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
 };
 use crate::wait;
 
@@ -28,6 +33,7 @@ use crate::wait;
 #[derive(Debug)]
 pub struct Loaded {
     programs: Programs,
+    tables: (MappedTable<V4>, MappedTable<V6>),
     ns: NetNs,
     ports: HashMap<u32, PortFilter>,
     routes: BTreeSet<String>,
@@ -36,10 +42,11 @@ pub struct Loaded {
 
 impl Loaded {
     /// Loads all programs as on a kernel with these features.
-    pub fn new(features: &Features) -> Result<Loaded> {
+    pub fn new(features: &Features, flows: TableSize) -> Result<Loaded> {
         let ns = namespace()?;
-        let programs = ns.run(|| load(features))??;
+        let programs = ns.run(|| load(features, flows))??;
         Ok(Loaded {
+            tables: (programs.table()?, programs.table()?),
             programs,
             ns,
             ports: HashMap::new(),
@@ -64,6 +71,8 @@ impl Loaded {
     fn reset(&mut self) -> Result<()> {
         self.clear::<V4>()?;
         self.clear::<V6>()?;
+        self.tables.0.clear();
+        self.tables.1.clear();
         self.programs
             .clear::<u32, Interface>(names::maps::INTERFACES)?;
         let device = XdpDevice::default();
@@ -75,7 +84,7 @@ impl Loaded {
             self.ns.ip(&format!("route del {route} dev ext\n"))?;
         }
         self.ports.clear();
-        for slot in 0..3 {
+        for slot in 0..PORT_FILTER_ENTRIES {
             let filter = PortFilter { words: [0; 2048] };
             self.programs.set(names::maps::PORT_FILTER, slot, filter)?;
         }
@@ -88,13 +97,12 @@ impl Loaded {
         Ok(())
     }
 
-    fn clear<F: Family>(&mut self) -> Result<()> {
+    fn clear<F: TableFamily>(&mut self) -> Result<()> {
         let i = F::INDEX;
         let programs = &mut self.programs;
         programs.clear::<ServiceKey<F>, Service>(names::maps::SERVICES[i])?;
         programs.clear_sources::<F>()?;
-        programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::FLOWS[i])?;
-        programs.clear::<FlowMapKey<F>, Flow<F>>(names::maps::OPENINGS[i])?;
+        programs.clear::<NodeAddrKey<F>, u32>(names::maps::NODE_ADDRS[i])?;
         programs.clear::<AffinityKey<F>, Affinity>(names::maps::AFFINITY[i])
     }
 }
@@ -112,8 +120,8 @@ fn namespace() -> Result<NetNs> {
     Ok(ns)
 }
 
-fn load(features: &Features) -> Result<Programs> {
-    let mut programs = Programs::load_for(features)?;
+fn load(features: &Features, flows: TableSize) -> Result<Programs> {
+    let mut programs = Programs::load_sized(features, flows)?;
     for (slot, name) in names::programs::TAILS_XDP_SLOTS {
         programs.set_tail(names::maps::TAILS_XDP, *slot, name)?;
     }
@@ -142,7 +150,25 @@ fn must<T>(result: Result<T>) -> T {
     }
 }
 
-impl<F: Family + lb_common::pipeline::ip::Ip> FamilyMaps<F> for Loaded {
+/// A family whose table can be named.
+pub trait Tabled: Ip {
+    /// This family's.
+    fn table(loaded: &Loaded) -> &MappedTable<Self>;
+}
+
+impl Tabled for V4 {
+    fn table(loaded: &Loaded) -> &MappedTable<V4> {
+        &loaded.tables.0
+    }
+}
+
+impl Tabled for V6 {
+    fn table(loaded: &Loaded) -> &MappedTable<V6> {
+        &loaded.tables.1
+    }
+}
+
+impl<F: Tabled> FamilyMaps<F> for Loaded {
     fn put_service(&mut self, key: ServiceKey<F>, service: Service) {
         must(
             self.programs
@@ -164,17 +190,18 @@ impl<F: Family + lb_common::pipeline::ip::Ip> FamilyMaps<F> for Loaded {
     fn allow_source(&mut self, service_id: u32, client: F::Addr) {
         must(self.programs.allow_source::<F>(service_id, client));
     }
-    fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        self.tuples(names::maps::FLOWS[F::INDEX])
-    }
-    fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        self.tuples(names::maps::OPENINGS[F::INDEX])
-    }
-    fn put_opening(&mut self, key: FlowKey<F>, flow: Flow<F>) {
+    fn put_node_addr(&mut self, addr: F::Addr) {
+        let key = NodeAddrKey::<F> { addr };
         must(
             self.programs
-                .insert(names::maps::OPENINGS[F::INDEX], FlowMapKey::new(&key), flow),
+                .insert(names::maps::NODE_ADDRS[F::INDEX], key, 0u32),
         );
+    }
+    fn records(&mut self) -> Vec<(Class, Record<F>)> {
+        records(&F::table(self))
+    }
+    fn put_record(&mut self, record: Record<F>, class: Class) -> Insert {
+        put_record(&F::table(self), &record, class)
     }
     fn put_route(&mut self, daddr: F::Addr, hop: NextHop) {
         assert_eq!(hop.ifindex, EXTERNAL, "the cases route by one interface");
@@ -221,11 +248,11 @@ impl Dataplane for Loaded {
     }
     fn put_config(&mut self, config: Config) {
         must(self.programs.set(names::maps::CONFIG, 0, config));
-        // The agent keeps the bits of the SNAT range set.
-        for proto in [proto::TCP, proto::UDP] {
-            for port in config.snat_ports.ports() {
-                self.mark(proto, port);
-            }
+    }
+    fn put_snat_ports(&mut self, ports: &[u16]) {
+        self.ports.remove(&SNAT_PORTS_SLOT);
+        for port in ports {
+            self.mark(SNAT_PORTS_SLOT, *port);
         }
         self.write_ports();
     }
@@ -242,7 +269,9 @@ impl Dataplane for Loaded {
         }
     }
     fn open_port(&mut self, proto: u8, port: u16) {
-        self.mark(proto, port);
+        let transport = Transport::from_proto(proto);
+        let transport = must(transport.ok_or_else(|| anyhow!("protocol {proto} has no filter")));
+        self.mark(port_filter_slot(transport), port);
         self.write_ports();
     }
     fn put_interface(&mut self, ifindex: u32, interface: Interface) {
@@ -269,19 +298,7 @@ impl Dataplane for Loaded {
 }
 
 impl Loaded {
-    fn tuples<F: Family>(&mut self, map: &str) -> Vec<(FlowKey<F>, Flow<F>)> {
-        let entries = must(self.programs.entries::<FlowMapKey<F>, Flow<F>>(map));
-        let unpacked = entries.into_iter().map(|(key, flow)| {
-            let key = key.unpack(flow.check);
-            (must(key.context("an entry of another key")), flow)
-        });
-        unpacked.collect()
-    }
-    fn mark(&mut self, proto: u8, port: u16) {
-        let transport = Transport::from_proto(proto);
-        let slot = port_filter_slot(must(
-            transport.ok_or_else(|| anyhow!("protocol {proto} has no filter")),
-        ));
+    fn mark(&mut self, slot: u32, port: u16) {
         let filter = self
             .ports
             .entry(slot)

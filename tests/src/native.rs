@@ -1,26 +1,33 @@
-//! The pipeline without a kernel: a packet in a `Vec`, the maps as hash maps.
+//! The pipeline without a kernel: a packet in a `Vec`, flows in a table of the process's own, the other maps as hash maps.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
 
 use lb_common::abi::{
-    Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow, FlowFlags,
-    FlowKey, Fragment, FragmentKey, Interface, MacAddr, Scratch, Service, ServiceKey, Transport,
-    XdpDevice,
+    Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Fragment,
+    FragmentKey, Interface, Service, ServiceKey, Transport, XdpDevice,
 };
 use lb_common::family::{Address, Family};
+use lb_common::flow_table::native::{Cells, Table};
+use lb_common::flow_table::{
+    self as table, BucketCells, Change, Class, Derived, Found, Geometry, Head as _, Insert, Memory,
+    Record, RecordNumber, Room, TableFamily, Tuple,
+};
+use lb_common::pipeline::flow::{Leg, look_by_derived, look_by_original};
 use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::{NextHop, Offset, PacketBuf};
 use lb_common::pipeline::rewrite::repair_directly;
-use lb_common::pipeline::tables::{FlowEntry, Insert, Tables};
+use lb_common::pipeline::tables::Tables;
 use lb_common::pipeline::verdict::{Hook, Outcome, Step};
+use lb_common::pipeline::work::Work;
 use lb_common::pipeline::{run_egress, run_ingress};
 use lb_common::wire::checksum::{Diff, fold};
 use lb_common::wire::{Header, W16};
 use lb_common::{V4, V6};
 
-use crate::cases::{At, Dataplane, FamilyMaps, Verdict};
+use crate::cases::{At, Dataplane, FamilyMaps, SEEDS, Verdict, put_record, records};
 
 /// Bytes of an skb that are accessible before `linear` is called.
 const LINEAR: usize = 86;
@@ -111,98 +118,60 @@ fn words<A: Address>(addr: &A) -> [u32; 4] {
     [0, 1, 2, 3].map(|i| addr.word(i))
 }
 
-/// A place in a flow table; it outlives its key, as in the kernel.
-#[derive(Clone)]
-pub struct Entry<F: Family>(Rc<Cell<Flow<F>>>);
-
-impl<F: Family> Entry<F> {
-    /// A place that holds this flow.
-    pub fn new(flow: Flow<F>) -> Self {
-        Entry(Rc::new(Cell::new(flow)))
-    }
-    fn change(&self, change: impl FnOnce(&mut Flow<F>)) {
-        let mut flow = self.0.get();
-        change(&mut flow);
-        self.0.set(flow);
-    }
-}
-
-impl<F: Family> FlowEntry<F> for Entry<F> {
-    fn read(&self) -> Flow<F> {
-        self.0.get()
-    }
-    fn flags(&self) -> FlowFlags {
-        self.0.get().flags
-    }
-    fn stamp(&self) -> u32 {
-        self.0.get().stamp
-    }
-    fn add_flags(&self, flags: FlowFlags) {
-        self.change(|flow| flow.flags |= flags);
-    }
-    fn set_stamp(&self, stamp: u32) {
-        self.change(|flow| flow.stamp = stamp);
-    }
-    fn set_next_hop(&self, ifindex: u32, dmac: MacAddr) {
-        self.change(|flow| (flow.ifindex, flow.dmac) = (ifindex, dmac));
-    }
-}
-
 /// The maps of one family.
-pub struct Half<F: Family> {
-    /// `flows_*`.
-    pub flows: RefCell<HashMap<FlowKey<F>, Entry<F>>>,
-    /// `openings_*`.
-    pub openings: RefCell<HashMap<FlowKey<F>, Entry<F>>>,
+pub struct Half<F: TableFamily> {
+    /// `flows_*` and `flow_index_*`.
+    pub table: Table,
     services: HashMap<ServiceKey<F>, Service>,
     backends: HashMap<u32, Backend<F>>,
     affinity: RefCell<HashMap<AffinityKey<F>, Affinity>>,
     ranges: HashSet<(u32, F::Addr)>,
     fragments: RefCell<HashMap<FragmentKey<F>, Fragment>>,
-    /// Runs once, before the next insertion into `openings_*`: what another CPU does meanwhile.
+    node_addrs: HashSet<F::Addr>,
+    work: RefCell<Work<F>>,
+    /// Runs once, before the next insertion of a record: what another CPU does meanwhile.
     pub race: RefCell<Option<Race<F>>>,
 }
 
-/// What another CPU does between a lookup and an insertion of this one.
-pub type Race<F> = Box<dyn FnOnce(&Half<F>, &FlowKey<F>, &Flow<F>)>;
+/// What another CPU does between a lookup and the insertion of this record.
+pub type Race<F> = Box<dyn FnOnce(&Half<F>, &Record<F>)>;
 
-impl<F: Family> Default for Half<F> {
-    fn default() -> Self {
+impl<F: TableFamily> Half<F> {
+    fn new(buckets: u32, lines: u32) -> Self {
+        let geometry = Geometry {
+            bucket_mask: buckets - 1,
+            line_mask: lines - 1,
+            seeds: SEEDS,
+        };
         Half {
-            flows: RefCell::default(),
-            openings: RefCell::default(),
+            table: Table::new::<F>(geometry),
             services: HashMap::new(),
             backends: HashMap::new(),
             affinity: RefCell::default(),
             ranges: HashSet::new(),
             fragments: RefCell::default(),
+            node_addrs: HashSet::new(),
+            work: RefCell::default(),
             race: RefCell::default(),
         }
     }
-}
 
-fn insert<F: Family>(
-    table: &RefCell<HashMap<FlowKey<F>, Entry<F>>>,
-    key: &FlowKey<F>,
-    flow: &Flow<F>,
-) -> Insert {
-    let mut table = table.borrow_mut();
-    if table.contains_key(key) {
-        return Insert::Exists;
-    }
-    table.insert(*key, Entry::new(*flow));
-    Insert::Done
-}
-
-impl<F: Family> Half<F> {
-    /// Writes an opening, as another CPU.
-    pub fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
-        insert(&self.openings, key, flow)
+    /// Keeps the bucket of a tuple locked while something is done.
+    fn locked<T>(&self, tuple: &Tuple<F>, work: impl FnOnce() -> T) -> T {
+        let table = &self.table;
+        let geometry = Memory::<F>::geometry(&table);
+        let first = tuple.hashed(&geometry.seeds).first(geometry.bucket_mask);
+        let bucket = Memory::<F>::bucket(&table, first);
+        let is_ours = bucket.is_some_and(|bucket| bucket.try_lock());
+        let result = work();
+        if let (true, Some(bucket)) = (is_ours, bucket) {
+            bucket.unlock();
+        }
+        result
     }
 }
 
 /// All maps, clocks and routes of a node.
-#[derive(Default)]
 pub struct Native {
     /// IPv4.
     pub v4: Half<V4>,
@@ -214,17 +183,26 @@ pub struct Native {
     pub stamp: Cell<u32>,
     /// The time in nanoseconds.
     pub now_ns: Cell<u64>,
-    /// `flows_*` has no room.
-    pub full: Cell<bool>,
+    /// So many changes of the table to come find their bucket locked: another CPU works in it.
+    pub busy: Cell<u32>,
+    random: Cell<u32>,
     refusals: Cell<u32>,
     config: Config,
     rows: Vec<u32>,
     ports: HashSet<(u8, u16)>,
+    snat_ports: HashSet<u16>,
     direct: RefCell<HashSet<u16>>,
     interfaces: HashMap<u32, Interface>,
     devices: HashMap<u32, XdpDevice>,
     routes: Rc<RefCell<HashMap<[u32; 4], NextHop>>>,
     counters: RefCell<HashMap<u32, u64>>,
+}
+
+impl Default for Native {
+    /// A table that no case fills.
+    fn default() -> Self {
+        Native::with_table(64, 256)
+    }
 }
 
 /// A family whose half of the maps can be named.
@@ -254,6 +232,38 @@ impl Halves for V6 {
 }
 
 impl Native {
+    /// With tables of so many buckets and index lines, powers of two.
+    pub fn with_table(buckets: u32, lines: u32) -> Self {
+        Native {
+            v4: Half::new(buckets, lines),
+            v6: Half::new(buckets, lines),
+            partial: false,
+            stamp: Cell::default(),
+            now_ns: Cell::default(),
+            busy: Cell::default(),
+            random: Cell::new(1),
+            refusals: Cell::default(),
+            config: Config::default(),
+            rows: Vec::new(),
+            ports: HashSet::new(),
+            snat_ports: HashSet::new(),
+            direct: RefCell::default(),
+            interfaces: HashMap::new(),
+            devices: HashMap::new(),
+            routes: Rc::default(),
+            counters: RefCell::default(),
+        }
+    }
+    /// A change of the table, by as many tries as another CPU lets fail.
+    fn change<F: Halves, T>(&self, tuple: &Tuple<F>, work: impl FnOnce() -> T) -> T {
+        match self.busy.get() {
+            0 => work(),
+            busy => {
+                self.busy.set(busy - 1);
+                F::half(self).locked(tuple, work)
+            }
+        }
+    }
     fn add(&self, number: u32) {
         *self.counters.borrow_mut().entry(number).or_default() += 1;
     }
@@ -261,21 +271,28 @@ impl Native {
     fn stages<F: Halves>(&self, at: At, packet: &mut Packet) -> Outcome {
         let l3 = Offset::ETH;
         match at {
-            At::Xdp => run_ingress::<F, _, _>(packet, self, l3, Hook::Xdp),
-            At::External => run_ingress::<F, _, _>(packet, self, l3, Hook::External),
-            At::Pod => run_ingress::<F, _, _>(packet, self, l3, Hook::Pod),
-            At::Out => run_egress::<F, _, _>(packet, self, l3),
+            At::Xdp => run_ingress::<F, _, _>(packet, &self, l3, Hook::Xdp),
+            At::External => run_ingress::<F, _, _>(packet, &self, l3, Hook::External),
+            At::Pod => run_ingress::<F, _, _>(packet, &self, l3, Hook::Pod),
+            At::Out => run_egress::<F, _, _>(packet, &self, l3),
         }
     }
 }
 
-impl<F: Halves> Tables<F> for Native {
-    type Entry = Entry<F>;
-    type Scratch = Box<Scratch<F>>;
+fn record<F: TableFamily>(words: &F::Words) -> Record<F> {
+    let words = words.as_ref();
+    Record::from_words(|i| words.get(i).copied().unwrap_or(0))
+}
+
+impl<'a, F: Halves> Tables<F> for &'a Native {
+    type Cells = Cells<'a, AtomicU64>;
+    type Scratch = RefMut<'a, Work<F>>;
 
     fn may_be_ours(&self, transport: Transport, port: Be16) -> bool {
         self.ports.contains(&(transport.proto(), port.to_host()))
-            || self.config.snat_ports.contains(port.to_host())
+    }
+    fn is_snat_port(&self, port: Be16) -> bool {
+        self.snat_ports.contains(&port.to_host())
     }
     fn is_direct_port(&self, port: Be16) -> bool {
         self.direct.borrow().contains(&port.to_host())
@@ -283,31 +300,59 @@ impl<F: Halves> Tables<F> for Native {
     fn note_direct_port(&self, port: Be16) {
         self.direct.borrow_mut().insert(port.to_host());
     }
-    fn flow(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
-        F::half(self).flows.borrow().get(key).cloned()
+    fn flow(&self, original: &Tuple<F>) -> Option<Found<F, Self::Cells>> {
+        let table = &F::half(self).table;
+        table::find(&table, original, original.hashed(&SEEDS))
     }
-    fn opening(&self, key: &FlowKey<F>) -> Option<Entry<F>> {
-        F::half(self).openings.borrow().get(key).cloned()
+    fn flow_by(&self, derived: &Tuple<F>) -> Option<(Found<F, Self::Cells>, Derived)> {
+        let table = &F::half(self).table;
+        table::find_derived(&table, derived, derived.hashed(&SEEDS))
     }
-    fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
-        if self.full.get() {
-            return Insert::Failed;
-        }
-        insert(&F::half(self).flows, key, flow)
+    fn look(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg> {
+        look_by_original(&&F::half(self).table, tuple, work)
     }
-    fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert {
+    fn look_by(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg> {
+        look_by_derived(&&F::half(self).table, tuple, work)
+    }
+    fn cells(&self, number: u32) -> Option<Self::Cells> {
+        let (table, number) = (&F::half(self).table, RecordNumber(number));
+        let bucket = Memory::<F>::bucket(&table, number.bucket())?;
+        BucketCells::<F>::record(bucket, number.way())
+    }
+    fn insert_flow(&self, words: &F::Words, stamp: u32) -> Room {
         let half = F::half(self);
+        let record = record::<F>(words);
         let race = half.race.borrow_mut().take();
         if let Some(race) = race {
-            race(half, key, flow);
+            race(half, &record);
         }
-        insert(&half.openings, key, flow)
+        self.change(&record.original, || {
+            table::insert(&&half.table, &record, stamp)
+        })
     }
-    fn remove_flow(&self, key: &FlowKey<F>) {
-        F::half(self).flows.borrow_mut().remove(key);
+    fn change_flow(&self, original: &Tuple<F>, change: Change, stamp: u32) -> bool {
+        let table = &F::half(self).table;
+        self.change(original, || table::change(&table, original, change, stamp))
     }
-    fn remove_opening(&self, key: &FlowKey<F>) {
-        F::half(self).openings.borrow_mut().remove(key);
+    fn delete_flow(&self, original: &Tuple<F>) -> bool {
+        let table = &F::half(self).table;
+        self.change(original, || table::delete(&table, original))
+    }
+    fn halve_flow(&self, original: &Tuple<F>) -> Insert {
+        let table = &F::half(self).table;
+        self.change(original, || table::halve(&table, original))
+    }
+    fn is_free(&self, words: &F::Words, stamp: u32, age: u32) -> bool {
+        let table = &F::half(self).table;
+        let reply = record::<F>(words).derived(Derived::Reply);
+        table::is_free(&table, &reply, stamp, age)
+    }
+    fn reserve(&self, tuple: &Tuple<F>, stamp: u32) {
+        let table = &F::half(self).table;
+        table::reserve(&table, tuple, stamp);
+    }
+    fn is_reserved(&self, tuple: &Tuple<F>) -> bool {
+        table::is_reserved(&&F::half(self).table, tuple)
     }
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
         F::half(self).services.get(key).copied()
@@ -339,11 +384,26 @@ impl<F: Halves> Tables<F> for Native {
     fn xdp_device(&self, ifindex: u32) -> Option<XdpDevice> {
         self.devices.get(&XdpDevice::slot(ifindex)).copied()
     }
+    fn xdp_device_at(&self, slot: u8) -> Option<XdpDevice> {
+        self.devices.get(&slot.into()).copied()
+    }
     fn config(&self) -> Config {
         self.config
     }
-    fn scratch(&self) -> Option<Box<Scratch<F>>> {
-        Some(Box::default())
+    fn is_node_addr(&self, addr: F::Addr) -> bool {
+        F::half(self).node_addrs.contains(&addr)
+    }
+    fn random(&self) -> u32 {
+        // xorshift: a run repeats.
+        let mut random = self.random.get();
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        self.random.set(random);
+        random
+    }
+    fn scratch(&self) -> Option<RefMut<'a, Work<F>>> {
+        Some(F::half(self).work.borrow_mut())
     }
     fn stamp(&self) -> u32 {
         self.stamp.get()
@@ -377,27 +437,14 @@ impl<F: Halves> FamilyMaps<F> for Native {
     fn allow_source(&mut self, service_id: u32, client: F::Addr) {
         F::half_mut(self).ranges.insert((service_id, client));
     }
-    fn flows(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        let half = F::half(self);
-        half.flows
-            .borrow()
-            .iter()
-            .map(|(key, entry)| (*key, entry.read()))
-            .collect()
+    fn put_node_addr(&mut self, addr: F::Addr) {
+        F::half_mut(self).node_addrs.insert(addr);
     }
-    fn openings(&mut self) -> Vec<(FlowKey<F>, Flow<F>)> {
-        let half = F::half(self);
-        half.openings
-            .borrow()
-            .iter()
-            .map(|(key, entry)| (*key, entry.read()))
-            .collect()
+    fn records(&mut self) -> Vec<(Class, Record<F>)> {
+        records(&&F::half(self).table)
     }
-    fn put_opening(&mut self, key: FlowKey<F>, flow: Flow<F>) {
-        F::half(self)
-            .openings
-            .borrow_mut()
-            .insert(key, Entry::new(flow));
+    fn put_record(&mut self, record: Record<F>, class: Class) -> Insert {
+        put_record(&&F::half(self).table, &record, class)
     }
     fn put_route(&mut self, daddr: F::Addr, hop: NextHop) {
         self.routes.borrow_mut().insert(words(&daddr), hop);
@@ -444,6 +491,9 @@ impl Dataplane for Native {
     }
     fn open_port(&mut self, proto: u8, port: u16) {
         self.ports.insert((proto, port));
+    }
+    fn put_snat_ports(&mut self, ports: &[u16]) {
+        self.snat_ports = ports.iter().copied().collect();
     }
     fn put_interface(&mut self, ifindex: u32, interface: Interface) {
         self.interfaces.insert(ifindex, interface);

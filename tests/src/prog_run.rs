@@ -14,11 +14,15 @@ use lb_agent::bpf::features::Features;
 use lb_common::{
     Family,
     abi::{
-        Affinity, AffinityKey, Backend, Be32, Config, Flow, FlowMapKey, Interface, NodeAddrKey,
-        PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, XdpDevice,
+        Affinity, AffinityKey, Backend, Be32, Config, Interface, NodeAddrKey, PacketCount,
+        PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, XdpDevice,
     },
+    flow_table::{Geometry, TableFamily, WAYS},
     names,
 };
+
+use crate::cases::SEEDS;
+use crate::mapped_table::{MappedTable, seed_words};
 
 /// What a tc program returns for "not ours": TC_ACT_UNSPEC, TCX_NEXT.
 pub const TC_NEXT: u32 = u32::MAX;
@@ -44,6 +48,45 @@ pub const LOOPBACK: u32 = 1;
 #[derive(Debug)]
 pub struct Programs {
     ebpf: Ebpf,
+    flows: TableSize,
+}
+
+/// Buckets and index lines of both families' tables of flows: powers of two, at least 2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableSize {
+    /// Buckets of 14 records.
+    pub buckets: u32,
+    /// Lines of 7 entries.
+    pub lines: u32,
+}
+
+impl TableSize {
+    /// What no case fills.
+    pub const SMALL: TableSize = TableSize {
+        buckets: 64,
+        lines: 256,
+    };
+    /// What a few flows fill.
+    pub const CROWDED: TableSize = TableSize {
+        buckets: 2,
+        lines: 64,
+    };
+    /// The smallest table that is at most 60 % full of so many flows, with as many lines as the agent makes.
+    pub fn of(flows: u32) -> TableSize {
+        let buckets = (flows.div_ceil(WAYS) * 10)
+            .div_ceil(6)
+            .next_power_of_two()
+            .max(2);
+        TableSize {
+            buckets,
+            lines: buckets * 4,
+        }
+    }
+
+    /// Places for flows.
+    pub const fn places(self) -> u32 {
+        self.buckets * WAYS
+    }
 }
 
 /// What a program did with a packet.
@@ -104,20 +147,27 @@ impl Programs {
 
     /// The same as on a kernel with these features.
     pub fn load_for(features: &Features) -> Result<Programs> {
+        Programs::load_sized(features, TableSize::SMALL)
+    }
+
+    /// The same with tables of flows of a size.
+    pub fn load_sized(features: &Features, flows: TableSize) -> Result<Programs> {
         let small = |names: [&'static str; 2], entries: u32| names.map(|name| (name, entries));
         let sizes = [
             small(names::maps::SERVICES, 1024),
             small(names::maps::BACKENDS, 4096),
-            small(names::maps::FLOWS, 4096),
-            small(names::maps::OPENINGS, 4096),
             small(names::maps::AFFINITY, 1024),
         ];
         let sizes = [sizes.concat(), vec![(names::maps::SELECTION, 64)]].concat();
-        Programs::load_with(&sizes, features)
+        Programs::load_with(&sizes, flows, features)
     }
 
     /// Loads the object; maps named here get so many entries.
-    pub fn load_with(sizes: &[(&str, u32)], features: &Features) -> Result<Programs> {
+    pub fn load_with(
+        sizes: &[(&str, u32)],
+        flows: TableSize,
+        features: &Features,
+    ) -> Result<Programs> {
         let path = object_path();
         let object = fs::read(&path)
             .with_context(|| format!("cannot read {}; run `cargo xtask build`", path.display()))?;
@@ -126,6 +176,15 @@ impl Programs {
         for (name, entries) in sizes {
             loader.map_max_entries(name, *entries);
         }
+        for family in 0..2 {
+            loader.map_max_entries(names::maps::FLOWS[family], flows.buckets);
+            loader.map_max_entries(names::maps::FLOW_INDEX[family], flows.lines);
+        }
+        let (buckets, lines) = ([flows.buckets - 1; 2], [flows.lines - 1; 2]);
+        let seeds = seed_words(&SEEDS);
+        loader.override_global(names::constants::FLOW_BUCKET_MASKS, &buckets, true);
+        loader.override_global(names::constants::FLOW_LINE_MASKS, &lines, true);
+        loader.override_global(names::constants::FLOW_SEEDS, &seeds, true);
         let constants = features.constants();
         for (name, value) in &constants {
             loader.override_global(name, value, true);
@@ -133,7 +192,7 @@ impl Programs {
         let ebpf = loader
             .load(&object)
             .with_context(|| format!("cannot load {}", path.display()))?;
-        Ok(Programs { ebpf })
+        Ok(Programs { ebpf, flows })
     }
 
     /// Names of all programs of the object.
@@ -221,6 +280,25 @@ impl Programs {
             packet: output,
             duration: result.duration,
         })
+    }
+
+    /// The flows of a family.
+    pub fn table<F: TableFamily>(&self) -> Result<MappedTable<F>> {
+        let map = |name| {
+            self.ebpf
+                .map(name)
+                .ok_or_else(|| anyhow!("no map `{name}` in the object"))
+        };
+        let geometry = Geometry {
+            bucket_mask: self.flows.buckets - 1,
+            line_mask: self.flows.lines - 1,
+            seeds: SEEDS,
+        };
+        MappedTable::new(
+            map(names::maps::FLOWS[F::INDEX])?,
+            map(names::maps::FLOW_INDEX[F::INDEX])?,
+            geometry,
+        )
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
@@ -380,14 +458,7 @@ macro_rules! layout_of_family {
         unsafe impl<F: Family> Layout for $name<F> {}
     )+ };
 }
-layout_of_family!(
-    ServiceKey,
-    Backend,
-    FlowMapKey,
-    Flow,
-    AffinityKey,
-    NodeAddrKey
-);
+layout_of_family!(ServiceKey, Backend, AffinityKey, NodeAddrKey);
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]

@@ -5,15 +5,14 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::Array,
     programs::{Program, Xdp},
 };
-use lb_common::flow_table::{
-    Bucket, BucketCells, Geometry, Head, INDEX_WAYS, IndexLine, LineCells, Memory, RecordCells,
-    Seeds, TableFamily, WAYS, native::Table,
-};
+use lb_common::flow_table::{Geometry, TableFamily};
+use lb_common::names::{constants, maps};
 
 use crate::bench::sys::test_run;
+use crate::cases::SEEDS;
+use crate::mapped_table::{MappedTable, seed_words};
 
 /// Orders and results of a run, as `lb-ebpf`'s `table` reads and writes them in the packet.
 #[repr(C)]
@@ -60,18 +59,6 @@ pub struct Work {
 // SAFETY: integers only, without gaps.
 unsafe impl Pod for Work {}
 
-/// Of the programs.
-const SEEDS: Seeds = Seeds {
-    offset: 0x243f_6a88_85a3_08d3,
-    factors: [
-        0x9e37_79b9_7f4a_7c15,
-        0xd6e8_feb8_6659_fd93,
-        0xa076_1d64_78bd_642f,
-        0xe703_7ed1_a0b4_28db,
-        0xbf58_476d_1ce4_e5b9,
-    ],
-};
-
 /// A table of the object.
 #[derive(Debug)]
 pub struct TableTrial {
@@ -91,14 +78,15 @@ impl TableTrial {
         })?;
         let (bucket_mask, line_mask) = (buckets - 1, lines - 1);
         let mut loader = EbpfLoader::new();
-        for name in ["buckets_v4", "buckets_v6"] {
-            loader.map_max_entries(name, buckets);
+        for family in 0..2 {
+            loader.map_max_entries(maps::FLOWS[family], buckets);
+            loader.map_max_entries(maps::FLOW_INDEX[family], lines);
         }
-        for name in ["lines_v4", "lines_v6"] {
-            loader.map_max_entries(name, lines);
-        }
-        loader.override_global("BUCKET_MASK", &bucket_mask, true);
-        loader.override_global("LINE_MASK", &line_mask, true);
+        let (bucket_masks, line_masks, seeds) =
+            ([bucket_mask; 2], [line_mask; 2], seed_words(&SEEDS));
+        loader.override_global(constants::FLOW_BUCKET_MASKS, &bucket_masks, true);
+        loader.override_global(constants::FLOW_LINE_MASKS, &line_masks, true);
+        loader.override_global(constants::FLOW_SEEDS, &seeds, true);
         let ebpf = loader
             .load(&object)
             .with_context(|| format!("cannot load {}", path.display()))?;
@@ -173,73 +161,18 @@ impl TableTrial {
         })
     }
 
-    /// A copy of a family's arrays, which nobody changes meanwhile.
-    pub fn copy<F: TableFamily>(&self) -> Result<Table> {
-        let copy: Table = Table::new::<F>(self.geometry);
-        let (buckets, lines) = if F::IS_V6 {
-            ("buckets_v6", "lines_v6")
-        } else {
-            ("buckets_v4", "lines_v4")
+    /// A family's arrays.
+    pub fn table<F: TableFamily>(&self) -> Result<MappedTable<F>> {
+        let map = |name| {
+            self.ebpf
+                .map(name)
+                .ok_or_else(|| anyhow!("no map `{name}`"))
         };
-        if F::IS_V6 {
-            self.copy_buckets::<F, 16>(buckets, &copy)?;
-        } else {
-            self.copy_buckets::<F, 8>(buckets, &copy)?;
-        }
-        let map = self
-            .ebpf
-            .map(lines)
-            .ok_or_else(|| anyhow!("no map `{lines}`"))?;
-        let map = Array::<_, Element<IndexLine>>::try_from(map)?;
-        for index in 0..=self.geometry.line_mask {
-            let Element(line) = map.get(&index, 0)?;
-            let Some(cells) = Memory::<F>::line(&&copy, index) else {
-                continue;
-            };
-            head(cells, line.lock, line.spill);
-            for (way, entry) in (0..INDEX_WAYS).zip(line.entries) {
-                cells.set_entry(way, entry);
-            }
-        }
-        Ok(copy)
-    }
-
-    fn copy_buckets<F: TableFamily, const WORDS: usize>(
-        &self,
-        name: &str,
-        copy: &Table,
-    ) -> Result<()> {
-        let map = self
-            .ebpf
-            .map(name)
-            .ok_or_else(|| anyhow!("no map `{name}`"))?;
-        let map = Array::<_, Element<Bucket<WORDS>>>::try_from(map)?;
-        for index in 0..=self.geometry.bucket_mask {
-            let Element(bucket) = map.get(&index, 0)?;
-            let Some(cells) = Memory::<F>::bucket(&copy, index) else {
-                continue;
-            };
-            head(cells, bucket.lock, bucket.spill);
-            for (way, i) in (0..WAYS).zip(0..) {
-                let at: usize = i;
-                BucketCells::<F>::set_fingerprint(cells, way, bucket.fingerprints[at]);
-                BucketCells::<F>::set_meta(cells, way, bucket.meta[at]);
-                let Some(record) = BucketCells::<F>::record(cells, way) else {
-                    continue;
-                };
-                for (i, word) in bucket.records[at].iter().enumerate() {
-                    RecordCells::<F>::store(record, i, *word);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn head<H: Head>(cells: H, lock: u32, spill: u32) {
-    cells.add_spill(spill.cast_signed());
-    if lock != 0 {
-        cells.try_lock();
+        MappedTable::new(
+            map(maps::FLOWS[F::INDEX])?,
+            map(maps::FLOW_INDEX[F::INDEX])?,
+            self.geometry,
+        )
     }
 }
 
@@ -271,11 +204,3 @@ fn from_bytes(bytes: &[u8]) -> Result<Work> {
 fn object_path() -> PathBuf {
     crate::agent::target_dir().join("bpf/table.o")
 }
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Element<T>(T);
-// SAFETY: transparent over integers of a `repr(C)` type whose gaps are named.
-unsafe impl Pod for Element<IndexLine> {}
-// SAFETY: as above.
-unsafe impl<const WORDS: usize> Pod for Element<Bucket<WORDS>> {}

@@ -249,7 +249,13 @@ fn init_only_sets_the_kernel_and_ends() -> Result<()> {
     }
     let config = proc.path().join("config.conf");
     fs::write(&config, format!("{HEAD}conntrack: {{min: 1048576}}\n"))?;
-    let flags = [&format!("--config={}", config.display()), "--init-only"];
+    // The host hands these ports out, so they have to be kept from it.
+    fs::write(file("ipv4/ip_local_port_range"), "15000\t60999\n")?;
+    let flags = [
+        &format!("--config={}", config.display()),
+        "--snat-ports=20000-29999",
+        "--init-only",
+    ];
     let done = run(proc.path(), &flags)?;
     ensure!(done.status.success(), "{done:?}");
     let has = |name: &str| fs::read_to_string(file(name));

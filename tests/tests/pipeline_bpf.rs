@@ -6,22 +6,32 @@ use std::process::ExitCode;
 use lb_agent::bpf::features::Features;
 use lb_common::abi::FrontendKind;
 use lb_tests::cases::{self, At, CaseNode, Net, at, first, local, of_others, packet};
-use lb_tests::loaded::Loaded;
+use lb_tests::loaded::{Loaded, Tabled};
 use lb_tests::packet::TCP;
+use lb_tests::prog_run::TableSize;
 use lb_tests::requires::Need;
 use lb_tests::trials::{self, Shared, trial};
 
 fn main() -> ExitCode {
-    let this_kernel = Shared::new(|| Loaded::new(&Features::probe()));
+    let this_kernel = Shared::new(|| Loaded::new(&Features::probe(), TableSize::SMALL));
     // What newer kernels brought is not used.
     let older_kernel = Shared::new(|| {
-        Loaded::new(&Features {
+        let features = Features {
             csum_ipv6: false,
             set_retval: false,
             ..Features::probe()
-        })
+        };
+        Loaded::new(&features, TableSize::SMALL)
     });
+    let crowded = Shared::new(|| Loaded::new(&Features::probe(), TableSize::CROWDED));
     let mut trials = Vec::new();
+    for case in cases::crowded() {
+        let crowded = crowded.clone();
+        let name = format!("crowded::{}", case.name);
+        trials.push(trial(name, &[Need::Root, Need::Bpf], move || {
+            crowded.with(|loaded| loaded.run_case(&case))
+        }));
+    }
     for case in [cases::all(), all()].into_iter().flatten() {
         // Neighbours in this order run at the same time, each with programs of its own.
         for (kernel, loaded) in [
@@ -35,14 +45,14 @@ fn main() -> ExitCode {
             }));
         }
     }
-    drop((this_kernel, older_kernel));
+    drop((this_kernel, older_kernel, crowded));
     trials::run(trials)
 }
 
 // The kernel alone tells tc whose a frame is.
 lb_tests::cases! { Loaded => frame_of_another_host_is_untouched_at_tc }
 
-fn frame_of_another_host_is_untouched_at_tc<F: Net>(node: &mut CaseNode<'_, F, Loaded>) {
+fn frame_of_another_host_is_untouched_at_tc<F: Net + Tabled>(node: &mut CaseNode<'_, F, Loaded>) {
     let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_080));
     let to = [local(node.h.pod, 8080)];
     node.service_with(front, TCP, FrontendKind::NodePort, &to, |_| {});

@@ -1,27 +1,28 @@
 //! The cases of `lb_tests::cases` through the native build of the pipeline, and those that only a dataplane made
 //! by hand can show: races, time, a table that is full, checksums that the kernel is still to finish.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
-use lb_common::abi::{
-    Be16, Counter, DropReason, Flow, FlowKey, FrontendKind, MacAddr, Side, Translation,
-};
+use lb_common::abi::{Be16, Counter, DropReason, FrontendKind, MacAddr};
+use lb_common::flow_table::{Class, Insert, Record};
 use lb_common::pipeline::flow::RENEW;
 use lb_common::pipeline::packet::NextHop;
 use lb_tests::cases::{
-    self, At, CaseNode, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, Net, OWN_MAC, Verdict, at,
-    first, local, packet, parsed, remote,
+    self, At, CaseNode, Dataplane, EXTERNAL, FamilyMaps, NEXT_MAC, Net, OWN_MAC, Verdict, answer,
+    at, first, local, packet, parsed, put_record, remote, reply,
 };
 use lb_tests::native::{Halves, Native};
-use lb_tests::packet::{ACK, Checksum, DESTINATION, PacketBuilder, Parsed, RST, TCP, UDP};
+use lb_tests::packet::{Checksum, DESTINATION, PacketBuilder, Parsed, RST, TCP, UDP};
 use lb_tests::trials::{self, trial};
 
 fn main() -> ExitCode {
     let cases = [cases::all(), all()].into_iter().flatten();
-    let trials = cases.map(|case| {
+    let cases = cases.map(|case| (case, Native::default as fn() -> Native));
+    let crowded = [cases::crowded(), crowded()].into_iter().flatten();
+    let crowded = crowded.map(|case| (case, crowded_native as fn() -> Native));
+    let trials = cases.chain(crowded).map(|(case, native)| {
         trial(case.name, &[], move || {
-            (case.run)(&mut Native::default());
+            (case.run)(&mut native());
             Ok(())
         })
     });
@@ -31,34 +32,56 @@ fn main() -> ExitCode {
 lb_tests::cases! { Native =>
     another_cpu_made_the_same_flow_first,
     another_cpu_chose_another_backend_first,
-    full_flow_table_leaves_flows_in_openings,
+    busy_table_is_tried_again,
+    table_that_stays_busy_drops_what_it_would_misread,
     xdp_asks_for_the_next_hop_again_after_a_while,
     refusals_are_right_when_the_kernel_finishes_the_checksum,
     unfinished_checksums_stay_right_through_translation,
     affinity_ends_with_its_timeout,
+    opening_that_is_old_gives_its_port_away,
 }
 
-fn key<F: Net>(source: SocketAddr, destination: SocketAddr, side: Side) -> FlowKey<F> {
-    FlowKey::new(
-        F::addr(source.ip()),
-        F::addr(destination.ip()),
-        Be16::from_host(source.port()),
-        Be16::from_host(destination.port()),
-        TCP,
-        side,
-    )
+fn crowded_native() -> Native {
+    Native::with_table(2, 64)
+}
+
+/// Those of [`cases::crowded`] that need a clock of their own.
+fn crowded() -> Vec<cases::Case<Native>> {
+    lb_tests::cases!(@list oldest_opening_gives_way_first)
+}
+
+/// Whoever opens more than the table holds takes places of openings only, the oldest first.
+fn oldest_opening_gives_way_first<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
+    let (pod, vip, _) = node.pod_to_cluster_ip(TCP);
+    let client = |number: u16| at(pod.ip(), 41_000 + number);
+    for number in 0..28 {
+        node.dataplane.stamp.set(u32::from(number) / 2);
+        node.sent(At::Pod, &first(TCP, client(number), vip));
+    }
+    node.dataplane.stamp.set(100);
+    for number in 28..40 {
+        node.sent(At::Pod, &first(TCP, client(number), vip));
+        // Between the two of one time either may go.
+        let records = FamilyMaps::<F>::records(node.dataplane);
+        let mut stamps: Vec<u32> = records.iter().map(|(_, record)| record.stamp).collect();
+        stamps.sort_unstable();
+        let oldest = u32::from(number - 27) / 2;
+        assert_eq!((stamps.len(), stamps[0]), (28, oldest), "{stamps:?}");
+    }
+    node.counted(Counter::FlowEvicted, 12);
 }
 
 fn another_cpu_made_the_same_flow_first<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
     let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
-    // Its reply entry stands between our lookup and our insertion.
-    *F::half(node.dataplane).race.borrow_mut() = Some(Box::new(|half, key, reply| {
-        half.insert_opening(key, reply);
+    // It stands between our lookup and our insertion.
+    *F::half(node.dataplane).race.borrow_mut() = Some(Box::new(|half, record| {
+        let result = put_record(&&half.table, &record.checked(), Class::Opening);
+        assert_eq!(result, Insert::Done);
     }));
     node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
     node.counted(Counter::InsertRace, 1);
     node.counted(Counter::PortRewritten, 0);
-    assert_eq!(node.openings(), 2);
+    assert_eq!(node.flow().0, Class::Opening);
 }
 
 fn another_cpu_chose_another_backend_first<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
@@ -68,41 +91,55 @@ fn another_cpu_chose_another_backend_first<F: Net + Halves>(node: &mut CaseNode<
         at(node.h.remote2, 8080),
     );
     node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
-    let original = key::<F>(pod, vip, Side::PodIn);
-    *F::half(node.dataplane).race.borrow_mut() = Some(Box::new(move |half, _, _| {
-        let flow = Flow {
-            check: lb_common::abi::flow_check(&original),
-            to: Translation {
-                saddr: original.saddr,
-                daddr: F::addr(to.ip()),
-                sport: original.sport,
-                dport: Be16::from_host(to.port()),
-            },
-            ..Flow::default()
-        };
-        half.insert_opening(&original, &flow);
+    *F::half(node.dataplane).race.borrow_mut() = Some(Box::new(move |half, ours| {
+        let backend = (&F::addr(to.ip()), Be16::from_host(to.port()));
+        let source = (&ours.source_addr(), ours.source_port);
+        let mut theirs = Record::new(ours.original, backend, source, ours.flags);
+        theirs.hops = ours.hops;
+        let result = put_record(&&half.table, &theirs.checked(), Class::Opening);
+        assert_eq!(result, Insert::Done);
     }));
     node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
     node.counted(Counter::InsertRace, 1);
     node.counted(Counter::NewFlow, 0);
-    assert_eq!(node.openings(), 1, "our own reply entry is gone again");
+    assert_eq!(node.flow().0, Class::Opening);
+    node.translated(At::Out, &answer(TCP, to, pod), &answer(TCP, vip, pod));
 }
 
-/// Semantics 28.19.
-fn full_flow_table_leaves_flows_in_openings<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
+/// Busy is no failure: the holder of a lock needs less than a microsecond.
+fn busy_table_is_tried_again<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
     let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
-    node.dataplane.full.set(true);
-    node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, to, pod));
-    for _ in 0..2 {
-        node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, to));
-        node.translated(At::Out, &packet(TCP, to, pod), &packet(TCP, vip, pod));
-    }
-    node.counted(Counter::FlowsFull, 2);
-    assert_eq!((node.flows(), node.openings()), (0, 2));
-    node.dataplane.full.set(false);
-    node.sent(At::Pod, &packet(TCP, pod, vip));
-    assert_eq!((node.flows(), node.openings()), (2, 0));
+    node.dataplane.busy.set(3);
+    node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
+    node.counted(Counter::InsertBusy, 3);
+    node.counted(Counter::NewFlow, 1);
+    // A SYN-ACK that goes on untold would leave the flow waiting for ever.
+    node.dataplane.busy.set(3);
+    node.translated(At::Out, &answer(TCP, to, pod), &answer(TCP, vip, pod));
+    // An ACK that confirms nothing leaves it to the next segment.
+    node.dataplane.busy.set(4);
+    node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, to));
+    assert_eq!(node.flow().0, Class::Opening);
+    node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, to));
+    assert_eq!(node.flow().0, Class::Confirmed);
+    node.counted(Counter::FlowConfirmed, 1);
+}
+
+fn table_that_stays_busy_drops_what_it_would_misread<F: Net + Halves>(
+    node: &mut CaseNode<'_, F, Native>,
+) {
+    let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
+    node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
+    node.dataplane.busy.set(1_000);
+    node.dropped(At::Out, &answer(TCP, to, pod), DropReason::FlowBusy);
+    node.dropped(
+        At::Pod,
+        &first(TCP, at(node.h.pod, 40_001), vip),
+        DropReason::FlowBusy,
+    );
+    node.dataplane.busy.set(0);
+    node.translated(At::Out, &answer(TCP, to, pod), &answer(TCP, vip, pod));
+    node.counted(Counter::NewFlow, 1);
 }
 
 fn xdp_asks_for_the_next_hop_again_after_a_while<F: Net + Halves>(
@@ -119,17 +156,12 @@ fn xdp_asks_for_the_next_hop_again_after_a_while<F: Net + Halves>(
     let sent = Verdict::Transmit(EXTERNAL);
     let old = (sent, [NEXT_MAC, OWN_MAC].concat());
     assert_eq!(send(node), old);
-    let openings = FamilyMaps::<F>::openings(node.dataplane);
-    let original = openings
-        .iter()
-        .find(|(key, _)| key.daddr == F::addr(front.ip()));
-    let Some((_, flow)) = original else {
-        panic!("no opening of a client's packet: {openings:?}");
-    };
-    let snat = at(node.h.node, flow.to.sport.to_host());
-    node.run(At::Xdp, &packet(UDP, at(node.h.remote, 8080), snat).build());
+    let snat = at(node.h.node, node.flow().1.source_port.to_host());
+    node.run(At::Xdp, &reply(UDP, at(node.h.remote, 8080), snat).build());
     assert_eq!(send(node), old);
     node.counted(Counter::FlowConfirmed, 1);
+    // Only what is known to come through the stack unchanged goes that way again.
+    node.middle(&packet(UDP, client, front));
     let moved = MacAddr::new([2, 0, 0, 0, 0, 77]);
     let hop = NextHop {
         ifindex: EXTERNAL,
@@ -220,10 +252,14 @@ fn unfinished_checksums_stay_right_through_translation<F: Net + Halves>(
             at(node.h.pod2, 8080),
         );
         node.service(vip, proto, &[local(node.h.pod2, 8080)]);
-        let unfinished = |from, to| packet(proto, from, to).checksum(Checksum::Partial);
-        for _ in 0..2 {
-            node.run_partial(At::Pod, &unfinished(pod, vip), &unfinished(pod, to));
-            node.run_partial(At::Out, &unfinished(to, pod), &unfinished(vip, pod));
+        for (there, back) in [
+            (first as fn(_, _, _) -> _, answer as fn(_, _, _) -> _),
+            (packet, reply),
+        ] {
+            let there = |from, to| there(proto, from, to).checksum(Checksum::Partial);
+            let back = |from, to| back(proto, from, to).checksum(Checksum::Partial);
+            node.run_partial(At::Pod, &there(pod, vip), &there(pod, to));
+            node.run_partial(At::Out, &back(to, pod), &back(vip, pod));
         }
     }
 }
@@ -260,9 +296,7 @@ fn affinity_ends_with_its_timeout<F: Net + Halves>(node: &mut CaseNode<'_, F, Na
         service.affinity_secs = 60;
     });
     let pod = at(node.h.pod, 40_000);
-    node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, to, pod).flags(ACK));
-    node.sent(At::Pod, &packet(TCP, pod, vip));
+    node.connected(At::Pod, pod, vip, to);
     let other = remote(node.h.remote2, 8080);
     node.put_backend(100, other, placed.service.id, 0);
     node.dataplane
@@ -273,4 +307,21 @@ fn affinity_ends_with_its_timeout<F: Net + Halves>(node: &mut CaseNode<'_, F, Na
         let pod = at(node.h.pod, 41_000 + port);
         node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, expected));
     }
+}
+
+/// A SYN is sent again after 1, 3, 7 and 15 seconds.
+fn opening_that_is_old_gives_its_port_away<F: Net + Halves>(node: &mut CaseNode<'_, F, Native>) {
+    let (client, front, to) = node.client_to_node_port(TCP, remote(node.h.remote, 8080));
+    node.snat_ports(&[20_000], 20_000..=20_000);
+    node.sent(At::External, &first(TCP, client, front));
+    let next = at(node.h.client, 40_001);
+    for stamp in [0, 10, 19] {
+        node.dataplane.stamp.set(stamp);
+        let reason = DropReason::PortsExhausted;
+        node.dropped(At::External, &first(TCP, next, front), reason);
+    }
+    node.dataplane.stamp.set(20);
+    let output = first(TCP, at(node.h.client, 20_000), to);
+    node.translated(At::External, &first(TCP, next, front), &output);
+    assert_eq!(node.flow().0, Class::Opening);
 }

@@ -140,8 +140,6 @@ impl Hooks {
         for names in [
             names::maps::SERVICES,
             names::maps::BACKENDS,
-            names::maps::FLOWS,
-            names::maps::OPENINGS,
             names::maps::AFFINITY,
         ] {
             for name in names {

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
             service_deleted,
             endpoint_port_changed,
             frontend_added_while_senders_send,
+            frontend_changes_hands_while_its_old_owner_lives,
             endpoint_becomes_ready_late,
             local_endpoint_replaced_beside_remote_ones,
             terminating_endpoint_and_policy_keep_flows,
@@ -325,6 +326,48 @@ fn frontend_added_while_senders_send(scene: &Scene, what: &str) -> Result<()> {
         sender.until_served_by(near, what)?;
     }
     ensure_none_aborted(&senders, what)
+}
+
+/// Two Services that live on. The frontends outside the cluster are one's, then the other's, then nobody's.
+// semantics 17.3, 17.6
+fn frontend_changes_hands_while_its_old_owner_lives(scene: &Scene, what: &str) -> Result<()> {
+    let places = near_and_far(&scene.world);
+    let owned_by = |owner: Option<usize>| {
+        let mut objects = Vec::new();
+        for (number, pod) in places.into_iter().enumerate() {
+            let name = ["s", "t"][number];
+            let mut service = ServiceManifest::new(name, &cluster_ips([1, 2][number])).both(PORT);
+            if owner == Some(number) {
+                service = service
+                    .node_port(NODE_PORT)
+                    .load_balancer(&external_ips(21))
+                    .external_ips(&external_ips(11));
+            }
+            objects.push(service.build());
+            objects.extend(Slice::both(name, PORT, TARGET, &[Endpoint::ready(pod)]));
+        }
+        objects
+    };
+    scene.replace(&owned_by(Some(0)))?;
+    let mut senders = senders(&scene.world);
+    let cluster = Ip::BOTH.map(|ip| cluster_ip(ip, 1));
+    senders.retain(|sender| !cluster.contains(&sender.dial.destination().ip()));
+    for sender in &mut senders {
+        sender.until_served_by(places[0], what)?;
+        sender.aborted = 0;
+    }
+    scene.replace(&owned_by(Some(1)))?;
+    for sender in &mut senders {
+        sender.until_served_by(places[1], what)?;
+    }
+    ensure_aborted(&senders, what)?;
+    scene.replace(&owned_by(None))?;
+    for sender in &mut senders {
+        sender.until("not served", |outcome| {
+            outcome.is_err() && !is_ended(outcome)
+        })?;
+    }
+    Ok(())
 }
 
 // semantics 17.2.g, 28.12

@@ -84,7 +84,6 @@ impl Agent {
             } else {
                 entry.node_v6
             };
-            entry.snat_ports = config.snat_ports;
             entry.modes = modes;
             entry.netns_cookie = cookie;
             entry.hz = hz;

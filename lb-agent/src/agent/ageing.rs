@@ -1,4 +1,4 @@
-//! Time → flows that are over leave the maps, a few thousand entries a look.
+//! Time → flows that are over leave the tables: a look of at most a millisecond at a time, more often the fuller they are.
 
 use std::time::{Duration, Instant};
 
@@ -7,24 +7,27 @@ use lb_common::abi::Clock;
 use crate::{
     bpf::maps::ClockReader,
     dataplane::{
-        MapStore,
-        gc::{FlowGc, Now, Timeouts},
+        Dataplane, MapStore,
+        gc::{FlowGc, Found, Now},
     },
     error::chain,
 };
 
-/// Between two looks at flows: a fourth of a second, so that one look stays under a millisecond.
-pub(super) const INTERVAL: Duration = Duration::from_millis(250);
-/// Between two rounds over all flows: a round walks every bucket, also of empty tables.
-const ROUND: Duration = Duration::from_secs(2);
-/// Entries a look.
-const ENTRIES: usize = 8_192;
+/// A look ends after this time, up to what deleting the flows takes that it has found last.
+const BUDGET: Duration = Duration::from_micros(700);
+/// From a change of frontends to the look at flows that follow it: programs that had read the old entry have ended.
+const GRACE: Duration = Duration::from_millis(10);
+/// Between two looks when flows are to follow a change.
+const HURRY: Duration = Duration::from_millis(5);
+/// After a look that failed.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The walk over the flows, and the clock that ages are told by.
 #[derive(Debug)]
 pub(super) struct Ageing {
     gc: FlowGc,
-    /// When the next round over all flows begins.
-    rest: Option<Instant>,
+    /// When the next look is due.
+    next: Instant,
     clock: ClockReader,
     hz: Hz,
 }
@@ -32,8 +35,8 @@ pub(super) struct Ageing {
 impl Ageing {
     pub(super) fn new(clock: ClockReader) -> Ageing {
         Ageing {
-            gc: FlowGc::new(Timeouts::default()),
-            rest: None,
+            gc: FlowGc::default(),
+            next: Instant::now(),
             clock,
             hz: Hz::default(),
         }
@@ -45,16 +48,32 @@ impl Ageing {
         clock.map_or(0, |clock| self.hz.measure(&clock))
     }
 
-    /// Entries that the last round found in `flows_v4`, `openings_v4`, `flows_v6`, `openings_v6`.
-    pub(super) fn entries(&self) -> [usize; 4] {
-        self.gc.entries()
+    /// What complete rounds over all flows have found.
+    pub(super) fn found(&self) -> &Found {
+        self.gc.found()
+    }
+
+    /// When the next look is due.
+    pub(super) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Frontends may have changed. Looks at flows if it is time: whoever writes one change after the other comes to
+    /// nothing else.
+    pub(super) fn changed(&mut self, dataplane: &mut Dataplane<impl MapStore>) {
+        let now = Instant::now();
+        if self.gc.is_behind(dataplane.frontend_moves()) {
+            self.next = self.next.min(now + GRACE);
+        }
+        if self.next <= now {
+            self.collect(dataplane);
+        }
     }
 
     /// Looks at the next flows.
-    pub(super) fn collect(&mut self, store: &mut impl MapStore) {
-        if self.rest.is_some_and(|until| Instant::now() < until) {
-            return;
-        }
+    pub(super) fn collect(&mut self, dataplane: &mut Dataplane<impl MapStore>) {
+        let begun = Instant::now();
+        self.next = begun + RETRY;
         let clock = match self.clock.now() {
             Ok(clock) => clock,
             Err(error) => return tracing::error!("flows are not aged: {}", chain(&error)),
@@ -63,15 +82,36 @@ impl Ageing {
             stamp: clock.stamp(),
             hz: self.hz.measure(&clock),
         };
-        match self.gc.tick(store, now, ENTRIES) {
+        let mut has_time = || begun.elapsed() < BUDGET;
+        match dataplane.age(&mut self.gc, now, &mut has_time) {
             Ok(report) => {
-                self.rest = report.is_round_complete.then(|| Instant::now() + ROUND);
+                let is_behind = self.gc.is_behind(dataplane.frontend_moves());
+                let fill = fill(self.gc.found());
+                self.next = begun + pause(is_behind, report.is_round_complete, fill);
                 if report.removed > 0 {
                     tracing::debug!(removed = report.removed, "flows aged");
                 }
             }
             Err(error) => tracing::error!("flows are not aged: {}", chain(&error)),
         }
+    }
+}
+
+/// Per cent of the fuller table's places that hold something.
+fn fill(found: &Found) -> u64 {
+    let fills = found.tables.map(|table| table.usage.fill());
+    fills.into_iter().max().unwrap_or(0)
+}
+
+/// Between two looks, and between two rounds.
+const fn pause(is_behind: bool, is_round_complete: bool, fill: u64) -> Duration {
+    match (is_behind, is_round_complete, fill) {
+        (true, ..) => HURRY,
+        (_, true, 0..50) => Duration::from_secs(2),
+        (_, true, _) => Duration::from_millis(500),
+        (_, false, 0..50) => Duration::from_millis(250),
+        (_, false, 50..80) => Duration::from_millis(50),
+        (_, false, _) => Duration::from_millis(20),
     }
 }
 
@@ -99,6 +139,14 @@ impl Hz {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fuller_table_is_looked_at_more_often() {
+        let pauses = [10, 60, 90].map(|fill| pause(false, false, fill));
+        assert!(pauses.is_sorted_by(|a, b| a > b), "{pauses:?}");
+        assert!(pause(false, true, 90) < pause(false, true, 10));
+        assert!(pause(true, true, 10) < pauses[2]);
+    }
 
     #[test]
     fn one_reading_of_the_clock_tells_its_rate() {

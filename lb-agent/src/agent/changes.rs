@@ -45,6 +45,7 @@ impl Agent {
     /// Brings changes to the maps.
     pub(super) fn write(&mut self, what: &str, extent: Extent, begun: Instant, changes: &[Change]) {
         let report = self.dataplane.apply(changes);
+        self.ageing.changed(&mut self.dataplane);
         self.stale_sockets.changed();
         self.observer
             .applied(what, extent, begun, changes, &report, &self.dataplane);

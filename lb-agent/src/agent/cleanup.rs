@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use anyhow::{Context as _, Result};
-use lb_common::names::PIN_ROOT;
+use lb_common::{abi::SNAT_PORTS_SLOT, names::PIN_ROOT};
 
 use crate::{
     bpf::{
@@ -17,6 +17,7 @@ use crate::{
         snapshot::Snapshot,
         tc::{self, Direction},
     },
+    port_set::PortSet,
 };
 
 /// What was removed.
@@ -40,7 +41,11 @@ pub(crate) fn cleanup(bpffs: &Path) -> Result<Removed> {
     }
     // A version of another build cannot be read, only removed.
     let ports = Maps::open_pinned(&pin_dir(bpffs))
-        .and_then(|maps| maps.config())
+        .and_then(|maps| {
+            let mut ports = PortSet::default();
+            *ports.filter_mut() = maps.port_filter.read(SNAT_PORTS_SLOT)?;
+            Ok(ports)
+        })
         .ok();
     for version in entries(&root)? {
         // Attachments go before what they use.
@@ -51,8 +56,8 @@ pub(crate) fn cleanup(bpffs: &Path) -> Result<Removed> {
         removed.pins += remove_all(&version)?;
     }
     fs::remove_dir(&root).with_context(|| format!("cannot remove {}", root.display()))?;
-    if let Some(config) = ports.filter(|config| config.snat_ports.last != 0) {
-        reserved::release(config.snat_ports).context("cannot give the reserved ports back")?;
+    if let Some(ports) = ports {
+        reserved::release(&ports).context("cannot give the reserved ports back")?;
     }
     Ok(removed)
 }

@@ -14,7 +14,11 @@ use lb_common::abi::InterfaceRole;
 use super::hooks::InterfaceState;
 use crate::{
     bpf::maps::MapResult,
-    dataplane::{ApplyReport, Dataplane, MapStore, pinned::PinnedMaps},
+    dataplane::{
+        ApplyReport, Dataplane, MapStore,
+        gc::{ALARM, Found},
+        pinned::PinnedMaps,
+    },
     desired::{
         self, Desired, health,
         state::{Change, PortKey, ServicePort},
@@ -59,6 +63,8 @@ pub(super) struct Observer {
     told: HashSet<(PortKey, SocketAddr, PortKey)>,
     /// What load balancers hear: the revision it was made of, and whether ports were lacking in it.
     health: Health,
+    /// Families whose table of flows was told to be filling up.
+    flows_told: [bool; 2],
 }
 
 /// What was last told to those that answer health checks.
@@ -287,6 +293,33 @@ impl Observer {
         health_checks.set(self.health.plan.clone());
     }
 
+    /// A table of flows that fills up is told of once, before new connections find no room.
+    fn watch_flows(&mut self, flows: &Found) {
+        for family in IpFamily::BOTH {
+            let i = family.index();
+            let load = flows.tables[i].usage.load();
+            let was_told = self.flows_told[i];
+            if load >= ALARM && !was_told {
+                let text = format!(
+                    "{} % of the places for {} connections are taken: from 70 % on new ones may find none; raise --flow-table-size, and run `lb-agent cleanup` before the next start",
+                    load,
+                    family.name()
+                );
+                tracing::warn!("{text}");
+                self.events.write(Note {
+                    subject: Subject::Node,
+                    is_warning: true,
+                    reason: "FlowTableFull",
+                    action: "Program",
+                    text,
+                });
+                self.flows_told[i] = true;
+            } else if load + 5 < ALARM {
+                self.flows_told[i] = false;
+            }
+        }
+    }
+
     /// Service ports get their ids.
     fn name<'a>(
         &mut self,
@@ -372,8 +405,13 @@ impl Observer {
     }
 
     /// The first complete state is in the maps.
-    pub(super) fn ready(&mut self, desired: &Desired, dataplane: &Dataplane<PinnedMaps>) {
-        self.tick(desired, dataplane, [0; 4]);
+    pub(super) fn ready(
+        &mut self,
+        desired: &Desired,
+        dataplane: &Dataplane<PinnedMaps>,
+        flows: &Found,
+    ) {
+        self.tick(desired, dataplane, flows);
         self.shared.set_ready();
         // semantics 25.1
         self.events.write(Note {
@@ -385,13 +423,12 @@ impl Observer {
         });
     }
 
-    /// Once a second: what is too long for every step. `flows` are the entries of `flows_v4`, `openings_v4`,
-    /// `flows_v6`, `openings_v6`.
+    /// Once a second: what is too long for every step.
     pub(super) fn tick(
         &mut self,
         desired: &Desired,
         dataplane: &Dataplane<PinnedMaps>,
-        flows: [usize; 4],
+        flows: &Found,
     ) {
         use lb_common::names::maps;
         let (usage, room, pins) = (
@@ -404,34 +441,33 @@ impl Observer {
             pins.v4.services.max_entries(),
             pins.v6.services.max_entries(),
         ];
-        for i in 0..2 {
-            metrics.map_entries(maps::SERVICES[i], usage.frontends[i], frontends[i] as usize);
+        for family in IpFamily::BOTH {
+            let i = family.index();
+            metrics.map_entries(
+                maps::SERVICES[i],
+                usage.frontends[i] as u64,
+                frontends[i].into(),
+            );
             metrics.map_entries(
                 maps::BACKENDS[i],
-                usage.backends[i],
-                room.max_backends as usize,
+                usage.backends[i] as u64,
+                room.max_backends.into(),
             );
-            metrics.map_entries(maps::FLOWS[i], flows[2 * i], room.max_flows as usize);
+            let usage = flows.tables[i].usage;
+            metrics.map_entries(maps::FLOWS[i], usage.records(), usage.places);
+            let index = flows.tables[i].index;
+            metrics.map_entries(maps::FLOW_INDEX[i], index.entries, index.places);
         }
-        metrics.map_entries(
-            maps::OPENINGS[0],
-            flows[1],
-            pins.v4.openings.max_entries() as usize,
-        );
-        metrics.map_entries(
-            maps::OPENINGS[1],
-            flows[3],
-            pins.v6.openings.max_entries() as usize,
-        );
+        metrics.flow_tables(flows.tables);
         metrics.map_entries(
             maps::SERVICE_STATS,
-            usage.service_ports,
-            pins.service_stats.max_entries() as usize,
+            usage.service_ports as u64,
+            pins.service_stats.max_entries().into(),
         );
         metrics.map_entries(
             maps::SELECTION,
-            usage.rows as usize,
-            room.selection_rows as usize,
+            usage.rows.into(),
+            room.selection_rows.into(),
         );
         if metrics.ports_short(usage.short) {
             match usage.short {
@@ -444,6 +480,7 @@ impl Observer {
                 ),
             }
         }
+        self.watch_flows(flows);
         if std::mem::take(&mut self.are_warnings_stale) {
             if self.events.is_connected() {
                 self.tell_conflicts(desired);
@@ -605,6 +642,29 @@ mod tests {
             observer.tell_conflicts(&desired);
         }
         assert!(queue.try_recv().is_ok(), "told again");
+    }
+
+    #[test]
+    fn a_table_of_flows_that_fills_up_is_told_of_once() {
+        let (events, mut queue) = EventWriter::new(Arc::default());
+        let mut observer = Observer {
+            events,
+            ..Observer::default()
+        };
+        let mut told = |confirmed: u64| {
+            let mut found = Found::default();
+            let usage = &mut found.tables[1].usage;
+            (usage.places, usage.confirmed, usage.opening) = (100, confirmed, 100 - confirmed);
+            observer.watch_flows(&found);
+            queue.try_recv().map(|note| note.text).unwrap_or_default()
+        };
+        assert_eq!(told(64), "", "what is not confirmed gives way");
+        assert!(told(65).starts_with("65 % of the places for IPv6"));
+        for same in [66, 60, 65] {
+            assert_eq!(told(same), "");
+        }
+        assert_eq!(told(59), "");
+        assert!(told(70).starts_with("70 %"), "told again");
     }
 
     #[test]

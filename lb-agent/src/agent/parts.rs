@@ -8,6 +8,7 @@ use crate::{
     desired::Desired,
     kube::store::ObjectStore,
     node::{Snapshot, Watch},
+    port_set::PortSet,
 };
 
 /// Everything that the agent holds.
@@ -24,6 +25,8 @@ pub(super) struct Agent {
     pub(super) snapshot: Snapshot,
     pub(super) stale_sockets: StaleSockets,
     pub(super) ageing: Ageing,
+    /// Ports that source translation may take.
+    pub(super) snat_ports: PortSet,
     pub(super) cookie: u64,
     /// Settings of a conntrack that is not loaded yet.
     pub(super) conntrack: Vec<conntrack::Setting>,

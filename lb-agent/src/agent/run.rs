@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::{
-    ageing, changes::log_errors, cleanup, observer::Observer, parts::Agent, reporter::Reporter,
+    changes::log_errors, cleanup, observer::Observer, parts::Agent, reporter::Reporter,
     signals::Signals, surroundings,
 };
 use crate::{
@@ -30,6 +30,8 @@ use crate::{
 const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks whether the hooks are still attached.
 const HOOKS_INTERVAL: Duration = Duration::from_secs(10);
+/// Between two looks for sockets whose backend is gone.
+const SOCKETS_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two tries of what failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,6 @@ pub(crate) fn run(
 impl Agent {
     /// Waits for the first complete state and serves it; `None`: a signal came before.
     async fn begin(&mut self, mut source: Source, signals: &mut Signals) -> Result<Option<Source>> {
-        let mut gc = ticks(ageing::INTERVAL);
         let mut surroundings = ticks(HOOKS_INTERVAL);
         surroundings.reset();
         let mut patience = pin!(sleep(PATIENCE));
@@ -81,6 +82,7 @@ impl Agent {
         }
         self.hooks.preload(self.config.socket_lb);
         let events = loop {
+            let ageing = sleep_until(self.ageing.next().into());
             tokio::select! {
                 biased;
                 signal = signals.stop() => {
@@ -101,7 +103,7 @@ impl Agent {
                         self.serve_pinned()?;
                     }
                 }
-                _ = gc.tick() => self.ageing.collect(self.dataplane.store_mut()),
+                () = ageing => self.ageing.collect(&mut self.dataplane),
                 // The lists may be waited for because the file is wrong.
                 _ = surroundings.tick() => self.follow_surroundings().await?,
             }
@@ -112,13 +114,14 @@ impl Agent {
             tracing::error!(file = problem.file, "{}", problem.message);
         }
         self.observer.manifest_problems(problems);
-        self.observer.ready(&self.desired, &self.dataplane);
+        self.observer
+            .ready(&self.desired, &self.dataplane, self.ageing.found());
         Ok(Some(source))
     }
 
     /// The first complete state: maps, then hooks.
     fn first(&mut self, events: Vec<ObjectEvent>) -> Result<()> {
-        if let Err(error) = reserved::reserve(self.config.snat_ports) {
+        if let Err(error) = reserved::reserve(&self.snat_ports) {
             tracing::warn!(%error, "cannot keep the ports for source translation out of the host's ephemeral ports");
         }
         let begun = self.observer.arrived(events.iter());
@@ -152,7 +155,7 @@ impl Agent {
 
     /// Takes what arrives until a signal ends it.
     async fn follow(&mut self, mut source: Source, signals: &mut Signals) -> Result<()> {
-        let mut gc = ticks(ageing::INTERVAL);
+        let mut sockets = ticks(SOCKETS_INTERVAL);
         let mut retry = ticks(RETRY_INTERVAL);
         let mut audit = ticks(AUDIT_INTERVAL);
         audit.reset();
@@ -160,6 +163,7 @@ impl Agent {
         hooks.reset();
         let mut events_open = true;
         loop {
+            let ageing = sleep_until(self.ageing.next().into());
             tokio::select! {
                 biased;
                 signal = signals.stop() => {
@@ -178,18 +182,17 @@ impl Agent {
                     changed.context("cannot hear of changes of the interfaces")?;
                     self.network_changed()?;
                 }
-                _ = gc.tick() => {
-                    self.ageing.collect(self.dataplane.store_mut());
-                    self.end_stale_sockets();
-                }
+                () = ageing => self.ageing.collect(&mut self.dataplane),
+                _ = sockets.tick() => self.end_stale_sockets(),
                 _ = retry.tick() => {
                     if self.dataplane.is_pending() {
                         let report = self.dataplane.retry();
+                        self.ageing.changed(&mut self.dataplane);
                         self.stale_sockets.changed();
                         self.observer.settled(&report, &self.dataplane);
                         self.observer.health_checks(&self.desired);
                     }
-                    self.observer.tick(&self.desired, &self.dataplane, self.ageing.entries());
+                    self.observer.tick(&self.desired, &self.dataplane, self.ageing.found());
                 }
                 _ = audit.tick() => self.audit(),
                 _ = hooks.tick() => {

@@ -1,5 +1,5 @@
 //! Connected UDP sockets of host processes → ended when the backend that the socket hook gave them is
-//! gone, so that the process sees ECONNABORTED and connects anew (semantics 17.2, 17.3).
+//! gone, or the frontend is another's, so that the process sees ECONNABORTED and connects anew (semantics 17.2, 17.3).
 //!
 //! The kernel asks no hook when a connected socket sends, so nothing else can turn it. Asked for are the
 //! connected sockets of this network namespace alone; which of them are ours `socket_peers` tells by
@@ -11,8 +11,9 @@
 use std::path::Path;
 
 use lb_common::{
-    Family,
     abi::{Addr4, Backend, Be16, ServiceKey, SocketOrigin, SocketOriginKey, SocketPeer, proto},
+    family::Address as _,
+    flow_table::TableFamily,
     names::maps as names,
 };
 
@@ -33,7 +34,7 @@ pub(super) enum SweepError {
 }
 
 /// Whether a backend no longer is what a socket was given.
-fn is_gone<F: Family>(backend: &Backend<F>, origin: &SocketOrigin) -> bool {
+fn is_gone<F: TableFamily>(backend: &Backend<F>, origin: &SocketOrigin) -> bool {
     backend.service_id != origin.service_id || backend.generation() != origin.generation
 }
 
@@ -104,9 +105,9 @@ impl StaleSockets {
             let addr = key.addr;
             return Ok(self.is_translated
                 && if key.family == 4 {
-                    is_frontend(&maps.v4, Addr4 { be: addr.be[0] }, key.port)?
+                    owner(&maps.v4, Addr4 { be: addr.be[0] }, key.port)?.is_some()
                 } else {
-                    is_frontend(&maps.v6, addr, key.port)?
+                    owner(&maps.v6, addr, key.port)?.is_some()
                 });
         };
         if key.family == 4 {
@@ -117,15 +118,23 @@ impl StaleSockets {
     }
 }
 
-fn gone<F: Family>(maps: &FamilyPins<F>, origin: &SocketOrigin) -> MapResult<bool> {
-    Ok(is_gone(&maps.backends.read(origin.backend)?, origin))
+/// Whether the backend is gone, or what was dialled is another service port's by now, or nobody's (semantics 17.3).
+fn gone<F: TableFamily>(maps: &FamilyPins<F>, origin: &SocketOrigin) -> MapResult<bool> {
+    let dialled = F::Addr::from_words(origin.addr.be);
+    Ok(is_gone(&maps.backends.read(origin.backend)?, origin)
+        || owner(maps, dialled, origin.port)? != Some(origin.service_id))
 }
 
-fn is_frontend<F: Family>(maps: &FamilyPins<F>, addr: F::Addr, port: Be16) -> MapResult<bool> {
+/// Service id of a frontend of UDP.
+fn owner<F: TableFamily>(
+    maps: &FamilyPins<F>,
+    addr: F::Addr,
+    port: Be16,
+) -> MapResult<Option<u32>> {
     let frontend = maps
         .services
         .lookup(&ServiceKey::new(addr, port, proto::UDP))?;
-    Ok(frontend.is_some())
+    Ok(frontend.map(|service| service.id))
 }
 
 #[cfg(test)]

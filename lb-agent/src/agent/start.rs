@@ -1,6 +1,7 @@
 //! A checked configuration → an agent that has its maps, from nothing or from what an earlier one left.
 
 use anyhow::{Context as _, Result, bail};
+use lb_common::names::{maps, programs};
 
 use super::{
     ageing::Ageing, hooks::Hooks, observer::Observer, parts::Agent, stale_sockets::StaleSockets,
@@ -10,6 +11,7 @@ use crate::{
         attach::TcMode,
         config::ConfigEntry,
         features::Features,
+        flow_size::{self, FlowSize},
         load::{Loaded, MemoryShare, Sizes, memory_bytes},
         maps::ClockReader,
     },
@@ -17,7 +19,8 @@ use crate::{
     dataplane::{Dataplane, DataplaneConfig, pinned::PinnedMaps},
     desired::{Desired, NodeView},
     kube::{api::ApiSource, manifests::ManifestSource, source::Source, store::ObjectStore},
-    node::{Watch, netns_cookie},
+    node::{Watch, netns_cookie, reserved},
+    port_set::PortSet,
 };
 
 impl Agent {
@@ -46,15 +49,11 @@ impl Agent {
             "kernel probed"
         );
         let mut loaded = Loaded::new(&config.bpffs, &sizes(&config), &features)?;
-        for (map, has, asked) in &loaded.kept_sizes {
-            tracing::warn!(
-                map,
-                has,
-                asked,
-                "the pinned map keeps its size; run `lb-agent cleanup` first to change it (flows are lost)"
-            );
+        tell_kept_sizes(&loaded, config.flow_table_size);
+        let snat_ports = snat_ports(&config)?;
+        for program in [programs::CLOCK].into_iter().chain(programs::REAP) {
+            loaded.program(program)?;
         }
-        loaded.program(lb_common::names::programs::CLOCK)?;
         let clock = ClockReader::open_pinned(loaded.dir())?;
         let entry = ConfigEntry::open(loaded.dir())?;
         let translates = config.socket_lb != SocketLb::Off;
@@ -63,7 +62,7 @@ impl Agent {
         let store = PinnedMaps::open(loaded.dir(), entry.clone())?;
         let tc = tc_mode(config.tc_attach, &features)?;
         let dataplane_config = DataplaneConfig {
-            snat_ports: config.snat_ports,
+            snat_ports: snat_ports.clone(),
         };
         let dataplane =
             Dataplane::new(store, dataplane_config).context("cannot read the pinned maps back")?;
@@ -86,6 +85,7 @@ impl Agent {
             snapshot,
             stale_sockets,
             ageing: Ageing::new(clock),
+            snat_ports,
             cookie: cookie.unwrap_or(0),
             conntrack,
             is_node_there: false,
@@ -96,12 +96,57 @@ impl Agent {
     }
 }
 
+/// Pinned maps keep their sizes. Those of the tables of flows are the machine's memory's unless a flag names them.
+fn tell_kept_sizes(loaded: &Loaded, asked_connections: Option<u32>) {
+    for (map, has, asked) in &loaded.kept_sizes {
+        if maps::FLOWS.contains(&map.as_str()) {
+            if let Some(asked) = asked_connections {
+                let has = flow_size::connections(*has);
+                tracing::warn!(
+                    map,
+                    has,
+                    asked,
+                    "the table of flows keeps its size, in connections; run `lb-agent cleanup` first to change it (flows are lost)"
+                );
+            }
+        } else if !maps::FLOW_INDEX.contains(&map.as_str()) {
+            tracing::warn!(
+                map,
+                has,
+                asked,
+                "the pinned map keeps its size; run `lb-agent cleanup` first to change it (flows are lost)"
+            );
+        }
+    }
+}
+
+/// The ports that source translation may take: what the flag names, or what the host leaves.
+fn snat_ports(config: &Config) -> Result<PortSet> {
+    if let Some(ports) = &config.snat_ports {
+        return Ok(ports.clone());
+    }
+    let ports = reserved::snat_ports().context(
+        "cannot tell which ports the host leaves for source translation; name them with --snat-ports",
+    )?;
+    if ports.len() < FEW_PORTS {
+        tracing::warn!(
+            ports = ports.len(),
+            "few ports are left for source translation: narrow net.ipv4.ip_local_port_range or net.ipv4.ip_local_reserved_ports, or name ports with --snat-ports"
+        );
+    }
+    tracing::info!(%ports, "ports for source translation");
+    Ok(ports)
+}
+
+/// Less ports than these are worth a warning.
+const FEW_PORTS: usize = 1_024;
+
 fn sizes(config: &Config) -> Sizes {
     let share = MemoryShare::of(memory_bytes());
     Sizes {
         frontends: config.max_frontends,
         backends: config.max_backends.unwrap_or(share.backends),
-        flows: config.flow_table_size.unwrap_or(share.flows),
+        flows: config.flow_table_size.map_or(share.flows, FlowSize::of),
         rows: config.selection_rows.unwrap_or(share.rows),
     }
 }

@@ -59,9 +59,12 @@ pub(crate) fn init_only(config: &Config) -> Result<()> {
         }
         tracing::warn!("{}", chain(&unset));
     }
-    reserved::reserve(config.snat_ports).context(
-        "cannot keep the ports for source translation out of the host's ephemeral ports",
-    )?;
+    // The default leaves the ephemeral ports to the host.
+    if let Some(ports) = &config.snat_ports {
+        reserved::reserve(ports).context(
+            "cannot keep the ports for source translation out of the host's ephemeral ports",
+        )?;
+    }
     Ok(())
 }
 

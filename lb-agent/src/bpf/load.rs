@@ -18,12 +18,14 @@ use aya::{
 };
 use lb_common::{
     abi::SELECTION_BLOCK_ROWS,
-    names::{PIN_ROOT, maps as names, programs},
+    flow_table::Seeds,
+    names::{PIN_ROOT, constants, maps as names, programs},
 };
 
 use super::{
     features::Features,
-    maps::{bytes, pin_dir, program_pin},
+    flow_size::{FlowSize, random_seeds},
+    maps::{Access, MapError, TypedMap, bytes, pin_dir, program_pin},
     sys,
 };
 
@@ -85,6 +87,12 @@ pub(crate) enum LoadError {
         log: String,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// No random numbers.
+    #[error("cannot draw the keys of the table of flows")]
+    Seeds(#[source] io::Error),
+    /// Their map cannot be read or written.
+    #[error("cannot keep the keys of the table of flows")]
+    SeedsMap(#[source] MapError),
     /// Not in the object.
     #[error(
         "the embedded BPF object has no {what} named {name}; build again with `cargo xtask build`"
@@ -103,8 +111,8 @@ pub(crate) struct Sizes {
     pub frontends: u32,
     /// Elements of each of `backends_*`.
     pub backends: u32,
-    /// `flows_*`; `openings_*` have half as many.
-    pub flows: u32,
+    /// The tables of flows.
+    pub flows: FlowSize,
     /// Rows of `selection`, which lie in blocks.
     pub rows: u32,
 }
@@ -112,8 +120,8 @@ pub(crate) struct Sizes {
 /// What tables may take of a machine's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct MemoryShare {
-    /// Entries of `flows_*`.
-    pub flows: u32,
+    /// The tables of flows.
+    pub flows: FlowSize,
     /// Elements of each of `backends_*`.
     pub backends: u32,
     /// Rows of `selection`.
@@ -125,8 +133,7 @@ impl MemoryShare {
     /// 68 MiB, beyond that a 512th. What fits stands in docs/limits.md.
     pub(crate) fn of(memory_bytes: u64) -> MemoryShare {
         MemoryShare {
-            // 304 B: an entry of either family with the kernel's element header and its share of the buckets.
-            flows: share(memory_bytes / 128 / 304, 65_536, 1_048_576),
+            flows: FlowSize::within(memory_bytes / 128),
             // 48 B: an element of either family.
             backends: share(memory_bytes / 320 / 48, 1 << 18, 1 << 21),
             rows: share(
@@ -144,10 +151,6 @@ impl Sizes {
         self.rows.div_ceil(block)
     }
 
-    fn openings(&self) -> u32 {
-        (self.flows / 2).clamp(16_384, 262_144)
-    }
-
     fn entries(&self) -> [(&'static str, u32); 10] {
         [
             (names::SERVICES[0], self.frontends),
@@ -157,10 +160,10 @@ impl Sizes {
             (names::BACKENDS[0], self.backends),
             (names::BACKENDS[1], self.backends),
             (names::SELECTION, self.blocks()),
-            (names::FLOWS[0], self.flows),
-            (names::FLOWS[1], self.flows),
-            (names::OPENINGS[0], self.openings()),
-            (names::OPENINGS[1], self.openings()),
+            (names::FLOWS[0], self.flows.buckets()),
+            (names::FLOWS[1], self.flows.buckets()),
+            (names::FLOW_INDEX[0], self.flows.lines()),
+            (names::FLOW_INDEX[1], self.flows.lines()),
         ]
     }
 }
@@ -214,23 +217,36 @@ impl Loaded {
         let object = aya_obj::Object::parse(OBJECT).map_err(LoadError::Object)?;
         let mut kept_sizes = Vec::new();
         let mut loader = EbpfLoader::new();
-        let wanted: HashMap<&str, u32> = sizes.entries().into();
+        let mut sizes: HashMap<&str, u32> = sizes.entries().into();
         for (name, map) in &object.maps {
             let Some(name) = pinned_name(name) else {
                 continue;
             };
-            let size = wanted
-                .get(name)
-                .copied()
-                .unwrap_or_else(|| map.max_entries());
-            check_pinned(&dir, name, map, size, &mut kept_sizes)?;
+            let wanted = sizes.get(name).copied();
+            let wanted = wanted.unwrap_or_else(|| map.max_entries());
+            let size = check_pinned(&dir, name, map)?.unwrap_or(wanted);
+            if size != wanted {
+                kept_sizes.push((name.to_owned(), size, wanted));
+            }
+            sizes.insert(name, size);
             loader.map_max_entries(name, size);
             loader.map_pin_path(name, dir.join(name));
         }
-        let constants = features.constants();
-        for (name, value) in &constants {
+        let features = features.constants();
+        for (name, value) in &features {
             loader.override_global(name, value, true);
         }
+        // Programs find flows by the sizes that the tables have and by the keys that they were made with.
+        let kept_seeds = pinned_seeds(&dir)?;
+        let seeds = match kept_seeds {
+            Some(seeds) => seeds,
+            None => random_seeds().map_err(LoadError::Seeds)?,
+        };
+        let buckets = masks(names::FLOWS, &sizes)?;
+        let lines = masks(names::FLOW_INDEX, &sizes)?;
+        loader.override_global(constants::FLOW_BUCKET_MASKS, buckets.as_slice(), true);
+        loader.override_global(constants::FLOW_LINE_MASKS, lines.as_slice(), true);
+        loader.override_global(constants::FLOW_SEEDS, bytes(&seeds), true);
         let ebpf = loader
             .load(OBJECT)
             .map_err(|error| match io_cause(&error) {
@@ -239,6 +255,10 @@ impl Loaded {
                 }
                 _ => LoadError::Maps(Box::new(error)),
             })?;
+        // Before any program of this table is loaded: an agent that is killed in between finds none, and draws anew.
+        if kept_seeds.is_none() {
+            keep_seeds(&dir, &seeds)?;
+        }
         let tails =
             [names::TAILS_XDP, names::TAILS_TC].map(|name| Ok((name, prog_array(&ebpf, name)?)));
         let tails = tails.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -370,18 +390,61 @@ fn pinned_name(name: &str) -> Option<&str> {
     ours.then_some(name)
 }
 
-/// Compares a pinned map, if there is one, with the object's. Another number of entries is kept and noted.
-fn check_pinned(
-    dir: &Path,
-    name: &str,
-    map: &aya_obj::Map,
-    size: u32,
-    kept: &mut Vec<(String, u32, u32)>,
-) -> Result<(), LoadError> {
+/// Number of elements of two arrays less one, by which programs find an element.
+fn masks(arrays: [&'static str; 2], sizes: &HashMap<&str, u32>) -> Result<[u32; 2], LoadError> {
+    let mut masks = [0; 2];
+    for (mask, map) in masks.iter_mut().zip(arrays) {
+        let size = sizes.get(map).copied().ok_or(LoadError::Absent {
+            what: "map",
+            name: map,
+        })?;
+        if size < 2 || !size.is_power_of_two() {
+            return Err(LoadError::Unfit {
+                map: map.to_owned(),
+                field: "a number of entries that is no power of two:",
+                found: size,
+                wanted: size.next_power_of_two().max(2),
+            });
+        }
+        *mask = size - 1;
+    }
+    Ok(masks)
+}
+
+/// Where the keys of the tables of flows are kept, if that map is there.
+fn seeds_map(dir: &Path) -> Result<Option<TypedMap<u32, Seeds>>, LoadError> {
+    match TypedMap::open(dir, names::FLOW_SEEDS, Access::Write) {
+        Ok(map) => Ok(Some(map)),
+        Err(MapError::Missing { .. }) => Ok(None),
+        Err(error) => Err(LoadError::SeedsMap(error)),
+    }
+}
+
+/// The keys that the pinned tables of flows were made with.
+fn pinned_seeds(dir: &Path) -> Result<Option<Seeds>, LoadError> {
+    let Some(map) = seeds_map(dir)? else {
+        return Ok(None);
+    };
+    let seeds = map.lookup(&0).map_err(LoadError::SeedsMap)?;
+    Ok(seeds.filter(|seeds| *seeds != Seeds::default()))
+}
+
+fn keep_seeds(dir: &Path, seeds: &Seeds) -> Result<(), LoadError> {
+    match seeds_map(dir)? {
+        Some(map) => map.update(&0, seeds).map_err(LoadError::SeedsMap),
+        None => Err(LoadError::Absent {
+            what: "map",
+            name: names::FLOW_SEEDS,
+        }),
+    }
+}
+
+/// Compares a pinned map, if there is one, with the object's, and gives its number of entries: that is kept.
+fn check_pinned(dir: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<u32>, LoadError> {
     let path = dir.join(name);
     let fd = match sys::obj_get(&path, 0) {
         Ok(fd) => fd,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
             return Err(LoadError::Pin {
                 what: "open the pinned map",
@@ -413,10 +476,7 @@ fn check_pinned(
             });
         }
     }
-    if info.max_entries != size {
-        kept.push((name.to_owned(), info.max_entries, size));
-    }
-    Ok(())
+    Ok(Some(info.max_entries))
 }
 
 fn prog_array(ebpf: &Ebpf, name: &'static str) -> Result<OwnedFd, LoadError> {
@@ -595,5 +655,13 @@ mod tests {
         assert_eq!(pinned_name("flows_v4"), Some("flows_v4"));
         assert_eq!(pinned_name("tails_tc"), None);
         assert_eq!(pinned_name(".rodata"), None);
+    }
+
+    #[test]
+    fn masks_are_of_powers_of_two() {
+        let masks = |a: u32, b: u32| masks(["a", "b"], &HashMap::from([("a", a), ("b", b)])).ok();
+        assert_eq!(masks(2, 4096), Some([1, 4095]));
+        assert_eq!(masks(2, 3), None);
+        assert_eq!(masks(1, 2), None);
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod attach;
 pub(crate) mod barrier;
 pub(crate) mod config;
 pub mod features;
+pub(crate) mod flow_size;
 pub(crate) mod load;
 pub mod maps;
 pub(crate) mod sys;

@@ -1,16 +1,13 @@
-//! `flows`: translated connections, the entries of both directions as one row.
+//! `flows`: translated connections, one a row.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use lb_common::{
-    Family,
-    abi::{Backend, Flow, FlowFlags, FlowKey, Side},
+    abi::{Backend, FlowFlags, ServiceKey, Side, XdpDevice},
+    flow_table::{Class, Hop, Meta, Record, TableFamily},
+    names::maps as names,
 };
 use serde::Serialize;
 
@@ -19,7 +16,7 @@ use super::{
     table::{NOTHING, Shown, family_name, or_nothing, print, protocol},
 };
 use crate::{
-    bpf::maps::{ClockReader, FamilyPins, MapResult, Plain},
+    bpf::maps::{Access, ClockReader, FamilyPins, MapResult, Plain, TypedMap},
     dataplane::gc::Now,
     telemetry::state::Names,
 };
@@ -63,8 +60,8 @@ pub(super) struct NextHop {
 /// A translated connection.
 #[derive(Serialize, Clone, PartialEq, Debug)]
 pub(super) struct Row {
-    /// Service port: `namespace/name:port`, its id where the name is not known; absent where the backend's id has
-    /// another meaning by now.
+    /// Service port: `namespace/name:port`, its id where the name is not known; absent where the id may be another's by
+    /// now.
     pub service: Option<String>,
     /// `IPv4` or `IPv6`.
     pub family: &'static str,
@@ -72,6 +69,8 @@ pub(super) struct Row {
     pub protocol: &'static str,
     /// `opening`, `established`, `closing`; `direct`: no Service's, its tuple was taken.
     pub state: &'static str,
+    /// How the table holds it: `opening` and `closed` give way to new connections, `confirmed` does not.
+    pub class: &'static str,
     /// Who dialled.
     pub client: SocketAddr,
     /// What was dialled.
@@ -84,38 +83,15 @@ pub(super) struct Row {
     pub side: &'static str,
     /// Seconds since the last packet of either direction, to some tenths.
     pub idle_secs: f64,
-    /// The reply direction has its entry, too.
-    pub has_reply_entry: bool,
+    /// The backend has answered.
+    pub is_answered: bool,
     /// Next hop of XDP towards the backend.
     pub next_hop: Option<NextHop>,
     /// Next hop of XDP towards the client.
     pub reply_next_hop: Option<NextHop>,
 }
 
-/// Entries of both tables; a confirmed one hides its opening.
-type Entries<F> = HashMap<FlowKey<F>, Flow<F>>;
-
-fn entries<F: Family>(pins: &FamilyPins<F>) -> MapResult<Entries<F>> {
-    let mut all = Entries::new();
-    for table in [&pins.openings, &pins.flows] {
-        table.each(|key, flow| {
-            all.insert(*key, *flow);
-        })?;
-    }
-    Ok(all)
-}
-
-fn next_hop<F: Family>(flow: &Flow<F>) -> Option<NextHop> {
-    let octets = flow.dmac.octets().map(|octet| format!("{octet:02x}"));
-    (flow.ifindex != 0).then(|| NextHop {
-        ifindex: flow.ifindex,
-        mac: octets.join(":"),
-    })
-}
-
-fn state<F: Family>(flow: &Flow<F>, reply: Option<&Flow<F>>) -> &'static str {
-    let flags =
-        flow.flags | reply.map_or(FlowFlags::NONE, |reply| reply.flags & FlowFlags::CLOSING);
+fn state(flags: FlowFlags) -> &'static str {
     if flags.contains(FlowFlags::DIRECT) {
         "direct"
     } else if flags.intersects(FlowFlags::CLOSING) {
@@ -127,68 +103,115 @@ fn state<F: Family>(flow: &Flow<F>, reply: Option<&Flow<F>>) -> &'static str {
     }
 }
 
-/// The row of an original entry; `None` for the other entries of a flow.
-fn row<F: Family>(
-    key: &FlowKey<F>,
-    flow: &Flow<F>,
-    all: &Entries<F>,
+const fn class(class: Class) -> &'static str {
+    match class {
+        Class::Free => "free",
+        Class::Closed => "closed",
+        Class::Opening => "opening",
+        Class::Confirmed => "confirmed",
+    }
+}
+
+/// What the programs and the agent know besides records.
+struct Around<'a, F: TableFamily> {
     now: Now,
-    service: impl Fn(&Flow<F>) -> Option<String>,
-) -> Option<Row>
+    pins: &'a FamilyPins<F>,
+    names: &'a Names,
+    devices: &'a TypedMap<u32, XdpDevice>,
+}
+
+/// The row of a record.
+fn row<F: TableFamily>(
+    meta: Meta,
+    record: &Record<F>,
+    now: Now,
+    service: Option<String>,
+    next_hop: impl Fn(&Hop) -> Option<NextHop>,
+) -> Row
 where
     F::Addr: Shown,
 {
-    if flow.flags.intersects(FlowFlags::REPLY | FlowFlags::EGRESS) {
-        return None;
-    }
-    let reply = all.get(&flow.partner_key(key));
-    let client = SocketAddr::new(key.saddr.ip(), key.sport.to_host());
-    let source = SocketAddr::new(flow.to.saddr.ip(), flow.to.sport.to_host());
-    let idle = reply
-        .map_or(Duration::MAX, |reply| now.since(reply.stamp))
-        .min(now.since(flow.stamp));
-    Some(Row {
-        service: service(flow),
+    let original = &record.original;
+    let confirmed = record.flags.contains(FlowFlags::CONFIRMED);
+    let client = SocketAddr::new(original.saddr().ip(), original.sport().to_host());
+    let source = SocketAddr::new(record.source_addr().ip(), record.source_port.to_host());
+    let idle = now.since(record.stamp);
+    let [hop, reply_hop] = &record.hops;
+    Row {
+        service,
         family: family_name::<F>(),
-        protocol: protocol(key.proto),
-        state: state(flow, reply),
+        protocol: protocol(original.proto()),
+        state: state(record.flags),
+        class: class(meta.class()),
         client,
-        frontend: SocketAddr::new(key.daddr.ip(), key.dport.to_host()),
-        backend: SocketAddr::new(flow.to.daddr.ip(), flow.to.dport.to_host()),
+        frontend: SocketAddr::new(original.daddr().ip(), original.dport().to_host()),
+        backend: SocketAddr::new(record.backend_addr().ip(), record.backend_port.to_host()),
         source: (source != client).then_some(source),
-        side: match key.side() {
+        side: match Side::from_u8(original.side()) {
             Some(Side::PodIn) => "pod",
             Some(Side::ExternalIn) => "external",
             _ => "out",
         },
         idle_secs: (idle.as_secs_f64() * 10.0).round() / 10.0,
-        has_reply_entry: reply.is_some(),
-        next_hop: next_hop(flow),
-        reply_next_hop: reply.and_then(next_hop),
-    })
+        is_answered: confirmed || record.flags.contains(FlowFlags::REPLY_SEEN),
+        next_hop: next_hop(hop),
+        // What an opening waits for lies where the reply's hop will.
+        reply_next_hop: next_hop(reply_hop).filter(|_| confirmed),
+    }
 }
 
-fn family<F: Family>(
-    pins: &FamilyPins<F>,
-    names: &Names,
-    now: Now,
-    rows: &mut Vec<Row>,
-) -> MapResult<()>
+impl<F: TableFamily> Around<'_, F>
 where
     F::Addr: Shown,
     Backend<F>: Plain,
 {
-    let all = entries(pins)?;
-    let service = |flow: &Flow<F>| {
-        let backend = pins.backends.read(flow.backend).ok()?;
-        let same = backend.addr == flow.to.daddr && backend.port == flow.to.dport;
-        (same && backend.service_id != 0).then(|| names.full(backend.service_id))
-    };
-    rows.extend(
-        all.iter()
-            .filter_map(|(key, flow)| row(key, flow, &all, now, service)),
-    );
-    Ok(())
+    /// The service port by its id, as long as the frontend or the backend says that the id still is its own.
+    fn service(&self, record: &Record<F>) -> Option<String> {
+        if record.service == 0 {
+            return None;
+        }
+        let original = &record.original;
+        let frontend = ServiceKey::new(original.daddr(), original.dport(), original.proto());
+        let is_shown = || {
+            let shown = self.pins.services.lookup(&frontend).ok().flatten();
+            shown.is_some_and(|service| service.id & Record::<F>::ID == record.service)
+        };
+        let is_backed = || {
+            let backend = self.pins.backends.read(record.backend);
+            backend.is_ok_and(|backend| {
+                let place = (backend.addr, backend.port);
+                place == (record.backend_addr(), record.backend_port)
+                    && backend.service_id & Record::<F>::ID == record.service
+            })
+        };
+        (is_shown() || is_backed()).then(|| self.names.full(record.service))
+    }
+
+    fn next_hop(&self, hop: &Hop) -> Option<NextHop> {
+        if !hop.is_known() {
+            return None;
+        }
+        let octets = hop.mac.octets().map(|octet| format!("{octet:02x}"));
+        let device = self.devices.lookup(&hop.slot.into()).ok().flatten();
+        Some(NextHop {
+            ifindex: device.map_or(0, |device| device.ifindex),
+            mac: octets.join(":"),
+        })
+    }
+
+    fn rows(&self, rows: &mut Vec<Row>) {
+        let mut each = |_, meta: Meta, record: &Record<F>| {
+            // One that was read while it changed is left out.
+            if record.is_whole() {
+                let service = self.service(record);
+                let next_hop = |hop: &Hop| self.next_hop(hop);
+                rows.push(row(meta, record, self.now, service, next_hop));
+            }
+        };
+        self.pins
+            .flows
+            .each(0..self.pins.flows.buckets(), &mut each);
+    }
 }
 
 impl Args {
@@ -229,9 +252,10 @@ pub(super) fn flows(args: &Args) -> Result<()> {
         stamp: clock.stamp(),
         hz,
     };
+    let devices = devices(&view.maps.dir)?;
     let mut rows = Vec::new();
-    family(&view.maps.v4, &view.names, now, &mut rows)?;
-    family(&view.maps.v6, &view.names, now, &mut rows)?;
+    around(now, &view.maps.v4, &view.names, &devices).rows(&mut rows);
+    around(now, &view.maps.v6, &view.names, &devices).rows(&mut rows);
     rows.retain(|row| args.wants(row));
     rows.sort_by_cached_key(|row| {
         (
@@ -276,6 +300,24 @@ pub(super) fn flows(args: &Args) -> Result<()> {
     })
 }
 
+fn devices(dir: &std::path::Path) -> MapResult<TypedMap<u32, XdpDevice>> {
+    TypedMap::open(dir, names::XDP_DEVICES, Access::Read)
+}
+
+const fn around<'a, F: TableFamily>(
+    now: Now,
+    pins: &'a FamilyPins<F>,
+    names: &'a Names,
+    devices: &'a TypedMap<u32, XdpDevice>,
+) -> Around<'a, F> {
+    Around {
+        now,
+        pins,
+        names,
+        devices,
+    }
+}
+
 /// Seconds, minutes or hours, whichever read best.
 fn idle(seconds: f64) -> String {
     match seconds {
@@ -291,7 +333,8 @@ mod tests {
 
     use lb_common::{
         V4,
-        abi::{Addr4, Be16, MacAddr, Translation, proto},
+        abi::{Addr4, Be16, MacAddr, proto},
+        flow_table::{Awaited, Tuple},
     };
 
     use super::*;
@@ -310,89 +353,53 @@ mod tests {
     }
 
     /// A client's flow through a frontend to a backend, source-translated, as XDP carries it.
-    fn snat_flow(confirmed: bool) -> Entries<V4> {
+    fn snat_flow(flags: FlowFlags) -> Record<V4> {
         let (client, vip, node, backend) = (addr(1), addr(2), addr(3), addr(4));
-        let confirmed = if confirmed {
-            FlowFlags::CONFIRMED
-        } else {
-            FlowFlags::NONE
-        };
-        let original = Flow {
-            to: Translation {
-                saddr: node,
-                daddr: backend,
-                sport: port(20_000),
-                dport: port(8080),
+        let original = Tuple::new(
+            &client,
+            &vip,
+            port(4000),
+            port(80),
+            proto::TCP,
+            Side::ExternalIn,
+        );
+        let mut record = Record::new(
+            original,
+            (&backend, port(8080)),
+            (&node, port(20_000)),
+            FlowFlags::SNAT | flags,
+        );
+        record.stamp = 98;
+        record.hops = [
+            Hop {
+                mac: MacAddr::new([2, 0, 0, 0, 0, 1]),
+                slot: 7,
             },
-            stamp: 95,
-            ifindex: 7,
-            dmac: MacAddr::new([2, 0, 0, 0, 0, 1]),
-            flags: FlowFlags::SNAT | confirmed,
-            ..Flow::default()
-        };
-        let reply = Flow {
-            to: Translation {
-                saddr: vip,
-                daddr: client,
-                sport: port(80),
-                dport: port(4000),
-            },
-            stamp: 98,
-            flags: FlowFlags::SNAT | FlowFlags::REPLY | confirmed,
-            ..Flow::default()
-        };
-        let egress = Flow {
-            flags: FlowFlags::EGRESS | confirmed,
-            ..original
-        };
-        HashMap::from([
-            (
-                FlowKey::new(
-                    client,
-                    vip,
-                    port(4000),
-                    port(80),
-                    proto::TCP,
-                    Side::ExternalIn,
-                ),
-                original,
-            ),
-            (
-                FlowKey::new(
-                    backend,
-                    node,
-                    port(8080),
-                    port(20_000),
-                    proto::TCP,
-                    Side::ExternalIn,
-                ),
-                reply,
-            ),
-            (
-                FlowKey::new(
-                    client,
-                    backend,
-                    port(20_000),
-                    port(8080),
-                    proto::TCP,
-                    Side::Out,
-                ),
-                egress,
-            ),
-        ])
+            Awaited::new(1_000, 900).as_hop(),
+        ];
+        record.checked()
     }
 
-    fn rows(all: &Entries<V4>) -> Vec<Row> {
-        all.iter()
-            .filter_map(|(key, flow)| row(key, flow, all, NOW, |_| Some("shop/web".into())))
-            .collect()
+    fn shown(flags: FlowFlags, class: Class) -> Row {
+        let meta = Meta::new(class, false, 0);
+        let next_hop = |hop: &Hop| {
+            hop.is_known().then(|| NextHop {
+                ifindex: hop.slot.into(),
+                mac: String::new(),
+            })
+        };
+        row(
+            meta,
+            &snat_flow(flags),
+            NOW,
+            Some("shop/web".into()),
+            next_hop,
+        )
     }
 
     #[test]
-    fn the_entries_of_a_flow_are_one_row() {
-        let rows = rows(&snat_flow(true));
-        assert_eq!(rows.len(), 1);
-        let row = &rows[0];
+    fn a_flow_is_one_row_with_all_its_ends() {
+        let row = shown(FlowFlags::CONFIRMED, Class::Confirmed);
         let ends =
             [row.client, row.frontend, row.backend, row.source.unwrap()].map(|end| end.to_string());
         assert_eq!(
@@ -405,27 +412,32 @@ mod tests {
             ]
         );
         assert_eq!(
-            (row.state, row.side, row.protocol, row.family),
-            ("established", "external", "TCP", "IPv4")
+            (row.state, row.class, row.side, row.protocol, row.family),
+            ("established", "confirmed", "external", "TCP", "IPv4")
         );
-        assert!(row.has_reply_entry);
-        assert_eq!(row.next_hop.as_ref().unwrap().mac, "02:00:00:00:00:01");
-        assert_eq!(row.reply_next_hop, None);
-        // The newest last use counts: two stamps of 256 jiffies ago.
+        assert!(row.is_answered);
+        assert_eq!(row.next_hop.unwrap().ifindex, 7);
+        assert!(row.reply_next_hop.is_some());
         assert!((1.0..=2.0).contains(&row.idle_secs), "{}", row.idle_secs);
     }
 
     #[test]
+    fn what_an_opening_waits_for_is_no_next_hop() {
+        let row = shown(FlowFlags::NONE, Class::Opening);
+        assert_eq!((row.state, row.class), ("opening", "opening"));
+        assert!(row.next_hop.is_some() && row.reply_next_hop.is_none());
+        assert!(!row.is_answered);
+        assert!(shown(FlowFlags::REPLY_SEEN, Class::Opening).is_answered);
+    }
+
+    #[test]
     fn a_state_follows_both_directions() {
-        assert_eq!(rows(&snat_flow(false))[0].state, "opening");
-        let mut closing = snat_flow(true);
-        for flow in closing
-            .values_mut()
-            .filter(|flow| flow.has(FlowFlags::REPLY))
-        {
-            flow.flags |= FlowFlags::FIN;
+        for flag in [FlowFlags::FIN, FlowFlags::REPLY_FIN, FlowFlags::REPLY_RST] {
+            let row = shown(FlowFlags::CONFIRMED | flag, Class::Closed);
+            assert_eq!((row.state, row.class), ("closing", "closed"));
         }
-        assert_eq!(rows(&closing)[0].state, "closing");
+        let direct = shown(FlowFlags::CONFIRMED | FlowFlags::DIRECT, Class::Confirmed);
+        assert_eq!(direct.state, "direct");
     }
 
     #[test]
@@ -436,12 +448,12 @@ mod tests {
             #[command(flatten)]
             args: Args,
         }
-        let row = &rows(&snat_flow(true))[0];
+        let row = shown(FlowFlags::CONFIRMED, Class::Confirmed);
         let wants = |flags: &[&str]| {
             Line::try_parse_from([&["flows"], flags].concat())
                 .unwrap()
                 .args
-                .wants(row)
+                .wants(&row)
         };
         for yes in [
             &[][..],

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::Result;
 use lb_common::{
-    Family,
     abi::{Backend, BackendFlags, FrontendKind, Service, ServiceFlags, ServiceKey, ServiceStats},
+    flow_table::TableFamily,
 };
 use serde::Serialize;
 
@@ -68,7 +68,7 @@ pub(super) struct Row {
 type Members = HashMap<u32, [u32; 3]>;
 
 impl Row {
-    fn new<F: Family>(
+    fn new<F: TableFamily>(
         key: &ServiceKey<F>,
         value: &Service,
         stats: ServiceStats,
@@ -180,7 +180,10 @@ fn kind(number: u8) -> &'static str {
 }
 
 /// Counts the members of every list.
-fn members<F: Family>(backends: &MappedArray<Backend<F>>, members: &mut Members) -> MapResult<()>
+fn members<F: TableFamily>(
+    backends: &MappedArray<Backend<F>>,
+    members: &mut Members,
+) -> MapResult<()>
 where
     Backend<F>: Plain,
 {
@@ -199,7 +202,7 @@ where
     Ok(())
 }
 
-fn family<F: Family>(
+fn family<F: TableFamily>(
     maps: &Maps,
     pins: &FamilyPins<F>,
     members: &Members,

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::Result;
 use lb_common::{
-    ABI_VERSION, Family,
+    ABI_VERSION,
     abi::{Backend, Counter, DropReason, Service, ServiceFlags},
+    flow_table::{FLOW_TABLE_VERSION, INDEX_WAYS, Record, TableFamily, WAYS},
     names::maps as names,
 };
 use serde::Serialize;
@@ -24,6 +25,7 @@ use crate::{
         maps::{FamilyPins, MapResult, MappedArray, Maps, Plain},
         sys::{self, MapInfo},
     },
+    dataplane::gc::{ALARM, FlowUse},
     telemetry::{
         counters::CounterValues,
         state::{Conflict, ManifestProblem, Running, Unserved, Warning},
@@ -35,6 +37,8 @@ use crate::{
 pub(super) struct Status {
     /// Version of the map layout.
     pub abi_version: u32,
+    /// Version of the layout of the tables of flows.
+    pub flow_table_version: u32,
     /// Pin directory.
     pub pins: String,
     /// Whether the agent runs.
@@ -53,6 +57,8 @@ pub(super) struct Status {
     pub service_ports: usize,
     /// How full the maps are.
     pub maps: Vec<MapUse>,
+    /// Per cent of the places of `flows_v4` and `flows_v6` that confirmed connections hold.
+    pub flow_load_percent: [u64; 2],
     /// Interfaces and what is attached.
     pub interfaces: Vec<interfaces::Row>,
     /// Socket hooks that are attached.
@@ -78,9 +84,9 @@ pub(super) struct Status {
 pub(super) struct MapUse {
     /// Its name.
     pub map: String,
-    /// Entries in use; absent where that means nothing. Of `selection`: rows.
+    /// Entries in use; absent where that means nothing. Of `selection`: rows; of `flows_*`: connections.
     pub entries: Option<usize>,
-    /// Most entries. Of `selection`: rows.
+    /// Most entries. Of `selection`: rows; of `flows_*`: places for connections.
     pub max_entries: usize,
 }
 
@@ -152,7 +158,7 @@ struct Named {
 }
 
 impl Named {
-    fn add<F: Family>(&mut self, pins: &FamilyPins<F>) -> MapResult<()> {
+    fn add<F: TableFamily>(&mut self, pins: &FamilyPins<F>) -> MapResult<()> {
         pins.services.each(|_, service: &Service| {
             if service.has(ServiceFlags::ADDRESS_ONLY) {
                 return;
@@ -165,7 +171,7 @@ impl Named {
     }
 }
 
-fn used<F: Family>(backends: &MappedArray<Backend<F>>) -> MapResult<usize>
+fn used<F: TableFamily>(backends: &MappedArray<Backend<F>>) -> MapResult<usize>
 where
     Backend<F>: Plain,
 {
@@ -176,7 +182,26 @@ where
     Ok(used)
 }
 
-fn maps_in_use(maps: &Maps, named: &Named) -> Result<Vec<MapUse>> {
+/// How full a family's table of flows is.
+fn flow_use<F: TableFamily>(pins: &FamilyPins<F>) -> FlowUse {
+    let buckets = pins.flows.buckets();
+    let mut usage = FlowUse::of(buckets);
+    pins.flows
+        .each(0..buckets, &mut |number, meta, _: &Record<F>| {
+            usage.add(number, meta);
+        });
+    usage
+}
+
+/// Entries of a family's index of flows.
+fn index_entries<F: TableFamily>(pins: &FamilyPins<F>) -> usize {
+    let mut entries = 0;
+    pins.flows
+        .each_entry(0..pins.flows.lines(), &mut |_| entries += 1);
+    entries
+}
+
+fn maps_in_use(maps: &Maps, named: &Named, flows: &[FlowUse; 2]) -> Result<Vec<MapUse>> {
     let mut pins: Vec<_> = fs::read_dir(&maps.dir)?
         .flatten()
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
@@ -192,7 +217,24 @@ fn maps_in_use(maps: &Maps, named: &Named) -> Result<Vec<MapUse>> {
             continue;
         };
         let mut max_entries = info.max_entries as usize;
+        let records = |i: usize| usize::try_from(flows[i].records()).ok();
         let entries = match map.as_str() {
+            name if name == names::FLOWS[0] => {
+                max_entries *= WAYS as usize;
+                records(0)
+            }
+            name if name == names::FLOWS[1] => {
+                max_entries *= WAYS as usize;
+                records(1)
+            }
+            name if name == names::FLOW_INDEX[0] => {
+                max_entries *= INDEX_WAYS as usize;
+                Some(index_entries(&maps.v4))
+            }
+            name if name == names::FLOW_INDEX[1] => {
+                max_entries *= INDEX_WAYS as usize;
+                Some(index_entries(&maps.v6))
+            }
             name if name == names::BACKENDS[0] => Some(used(&maps.v4.backends)?),
             name if name == names::BACKENDS[1] => Some(used(&maps.v6.backends)?),
             names::SELECTION => {
@@ -241,10 +283,12 @@ impl Status {
         named.add(&maps.v4)?;
         named.add(&maps.v6)?;
         let [drops, counters] = counts(maps)?;
+        let flows = [flow_use(&maps.v4), flow_use(&maps.v6)];
         let state = view.state.as_ref();
         let known = state.cloned().unwrap_or_default();
         Ok(Status {
             abi_version: ABI_VERSION,
+            flow_table_version: FLOW_TABLE_VERSION,
             pins: maps.dir.display().to_string(),
             agent: view.running,
             version: state.map(|state| state.version.clone()),
@@ -257,7 +301,8 @@ impl Status {
                 .filter(|_| view.running == Running::Stopped)
                 .and_then(|state| state.stopped_at.clone()),
             service_ports: named.ids.len(),
-            maps: maps_in_use(maps, &named)?,
+            maps: maps_in_use(maps, &named, &flows)?,
+            flow_load_percent: flows.map(|usage| usage.load()),
             interfaces: interfaces::rows(maps, state)?,
             socket_hooks: interfaces::links(&maps.dir).remove(&0).unwrap_or_default(),
             drops,
@@ -285,6 +330,13 @@ impl Status {
             .iter()
             .filter(|map| map.is_full())
             .map(|map| format!("map {} is full", map.map));
+        let filling = names::FLOWS
+            .iter()
+            .zip(self.flow_load_percent)
+            .filter(|(_, load)| *load >= ALARM)
+            .map(|(map, load)| {
+                format!("map {map} is filling up: {load} % are confirmed connections; raise --flow-table-size")
+            });
         let files = self
             .manifest_problems
             .iter()
@@ -302,6 +354,7 @@ impl Status {
             .iter()
             .map(|unserved| unserved.message.clone())
             .chain(full)
+            .chain(filling)
             .chain(files)
             .chain(interfaces)
             .chain(self.socket_problems.iter().cloned())
@@ -413,7 +466,7 @@ fn section(out: &mut String, text: &str) {
 impl MapUse {
     /// Whether nothing more fits. Maps that evict are made to be full.
     fn is_full(&self) -> bool {
-        let evicts = ["openings", "affinity", "fragments", "socket_origins"];
+        let evicts = ["flow", "affinity", "fragments", "socket_origins"];
         !evicts.iter().any(|name| self.map.starts_with(name))
             && self.max_entries > 1
             && self
@@ -451,7 +504,9 @@ mod tests {
     fn healthy() -> Status {
         Status {
             abi_version: 1,
-            pins: "/sys/fs/bpf/lb/v3".into(),
+            flow_table_version: 1,
+            flow_load_percent: [64, 0],
+            pins: "/sys/fs/bpf/lb/v4".into(),
             agent: Running::Running,
             version: Some("1.2.3".into()),
             node: Some("a".into()),
@@ -502,6 +557,7 @@ mod tests {
     fn every_problem_is_a_sentence() {
         let mut status = healthy();
         status.maps[0].entries = Some(4);
+        status.flow_load_percent[1] = 65;
         status.manifest_problems = vec![ManifestProblem {
             file: "bad.yaml".into(),
             message: "document 1: no kind".into(),
@@ -516,6 +572,7 @@ mod tests {
             status.problems(),
             [
                 "map services_v4 is full",
+                "map flows_v6 is filling up: 65 % are confirmed connections; raise --flow-table-size",
                 "bad.yaml: document 1: no kind",
                 "10.0.0.1:80 TCP is claimed by several Services: x/a/TCP serves it, not x/b/TCP",
             ]
@@ -523,7 +580,7 @@ mod tests {
         assert!(
             status
                 .render()
-                .contains("\nProblems: 3\n  map services_v4 is full\n")
+                .contains("\nProblems: 4\n  map services_v4 is full\n")
         );
     }
 

@@ -124,7 +124,7 @@ pub(crate) struct RunArgs {
     /// found by kind; ClusterCIDR and NodeCIDR have families checked
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<String>,
-    /// Entries of each table of flows (two a connection)
+    /// Connections of each family that the table of flows has room for, rounded up to its next size
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     pub flow_table_size: String,
     /// Most frontends of a family (address, port, protocol)
@@ -136,8 +136,9 @@ pub(crate) struct RunArgs {
     /// Rows of all selection tables together
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     pub selection_rows: String,
-    /// First and last port for source translation
-    #[arg(long, value_name = "FIRST-LAST", default_value = "20000-29999")]
+    /// Ports for source translation; auto: from 1024 on, less NodePorts (30000-32767), ip_local_port_range and
+    /// ip_local_reserved_ports
+    #[arg(long, value_name = "FIRST-LAST,…|auto", default_value = "auto")]
     pub snat_ports: String,
     /// Most refusals (RST, ICMP) a second and CPU; 0 no limit
     #[arg(long, value_name = "N", default_value_t = 1000, hide = true)]

@@ -16,8 +16,10 @@ use super::{
     written,
 };
 use crate::{
+    bpf::flow_size::FlowSize,
     net::{PortRange, PortRangeError, Prefix},
     node::Globs,
+    port_set::PortSet,
 };
 
 /// Port of health where none is given.
@@ -76,12 +78,12 @@ impl RunArgs {
             flow_table_size: auto_or_number(
                 "flow-table-size",
                 &self.flow_table_size,
-                1024..=67_108_864,
+                FlowSize::CONNECTIONS,
             )?,
             max_frontends: self.max_frontends,
             max_backends: auto_or_number("max-backends", &self.max_backends, 16..=16_777_216)?,
             selection_rows: auto_or_number("selection-rows", &self.selection_rows, 1024..=1 << 30)?,
-            snat_ports: port_range(&self.snat_ports)?,
+            snat_ports: snat_ports(&self.snat_ports)?,
             refusals_per_sec: self.refusals_per_sec,
             bpffs: self.bpffs.clone(),
             healthz,
@@ -187,11 +189,21 @@ fn auto_or_number(
     })
 }
 
-fn port_range(text: &str) -> Result<PortRange, ConfigError> {
-    let range = text.parse::<PortRange>().ok();
-    range
-        .filter(|range| range.first > 0)
-        .ok_or_else(|| invalid("snat-ports", text, PortRangeError))
+/// `None`: what the host leaves.
+fn snat_ports(text: &str) -> Result<Option<PortSet>, ConfigError> {
+    if text.trim() == "auto" {
+        return Ok(None);
+    }
+    let range = |item: &str| {
+        let range = item.parse::<PortRange>().ok();
+        range
+            .filter(|range| range.first > 0)
+            .ok_or_else(|| invalid("snat-ports", text, PortRangeError))
+    };
+    text.split(',')
+        .map(range)
+        .collect::<Result<_, _>>()
+        .map(Some)
 }
 
 fn globs(flag: &'static str, patterns: &[String]) -> Result<Globs, ConfigError> {
@@ -238,7 +250,7 @@ mod tests {
     fn flags_without_values_take_the_documented_defaults() {
         // semantics 16.1, 16.11
         let config = parse(&[]).unwrap();
-        assert_eq!(config.snat_ports.to_string(), "20000-29999");
+        assert_eq!(config.snat_ports, None);
         assert_eq!(
             (
                 config.max_frontends,
@@ -251,6 +263,30 @@ mod tests {
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:10249");
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(config.socket_lb, SocketLb::Host);
+    }
+
+    #[test]
+    fn ports_for_source_translation_are_a_list_of_ranges() {
+        let ports = |text| parse(&["--snat-ports", text]).map(|config| config.snat_ports);
+        let given = ports("61000-65535,20000 - 29999").unwrap().unwrap();
+        assert_eq!(given.to_string(), "20000-29999,61000-65535");
+        let error = ports("20000-29999,7").unwrap_err();
+        assert!(
+            error.ends_with("write FIRST-LAST, such as 20000-29999"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_size_of_the_flow_table_that_is_none_is_told_in_a_sentence() {
+        for bad in ["1023", "many", "67108865"] {
+            assert_eq!(
+                parse(&["--flow-table-size", bad]).unwrap_err(),
+                format!("--flow-table-size {bad}: write auto or a number from 1024 to 67108864")
+            );
+        }
+        let config = parse(&["--flow-table-size", "100000"]).unwrap();
+        assert_eq!(config.flow_table_size, Some(100_000));
     }
 
     // semantics 24.3
@@ -267,6 +303,8 @@ mod tests {
         for (flag, value) in [
             ("--snat-ports", "3000"),
             ("--snat-ports", "9-8"),
+            ("--snat-ports", "20000-29999,0-9"),
+            ("--snat-ports", ""),
             ("--nodeport-addresses", "everywhere"),
             ("--cluster-cidr", "10.0.0.0"),
             ("--flow-table-size", "7"),

@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     desired::NodePortAddresses,
-    net::{PortRange, Prefix},
+    net::Prefix,
     node::{Globs, XdpMode},
+    port_set::PortSet,
 };
 
 /// What `run` does, all values checked.
@@ -45,7 +46,7 @@ pub(crate) struct Config {
     pub masquerade: Masquerade,
     /// `--masquerade-all`.
     pub masquerade_all: bool,
-    /// `--flow-table-size`; `None`: by the machine's memory.
+    /// `--flow-table-size`, in connections of a family; `None`: by the machine's memory.
     pub flow_table_size: Option<u32>,
     /// `--max-frontends`.
     pub max_frontends: u32,
@@ -53,8 +54,8 @@ pub(crate) struct Config {
     pub max_backends: Option<u32>,
     /// Rows of the selection slab; `None`: by the machine's memory.
     pub selection_rows: Option<u32>,
-    /// First and last port for source translation.
-    pub snat_ports: PortRange,
+    /// `--snat-ports`; `None`: what the host leaves.
+    pub snat_ports: Option<PortSet>,
     /// Most refusals a second and CPU.
     pub refusals_per_sec: u32,
     /// `--bpffs`.

@@ -6,9 +6,9 @@
 //! 2. *publish*: the prefix of ClusterIPs grows → affinity of an earlier time is forgotten → frontend by frontend, the
 //!    bit of its port in `port_filter`, its entry of `services_*`, and a ClusterIP's address-only entry. One update of an
 //!    entry shows all that was prepared for it.
-//! 3. *finish*: entries of `services_*` that nobody wants, each followed by its port's bit → the source ranges that they
-//!    showed → generations of their backends grow; these ids and the old tables are laid to rest → address-only entries
-//!    without a ClusterIP → the prefix of ClusterIPs shrinks.
+//! 3. *finish*: entries of `services_*` that nobody wants (the bits of their ports stay for the flows through them, see
+//!    `port_filter`) → the source ranges that they showed → generations of their backends grow; these ids and the old
+//!    tables are laid to rest → address-only entries without a ClusterIP → the prefix of ClusterIPs shrinks.
 //! 4. *rest*: one wait for an RCU grace period → generations grow once more → ids and ranges may be used again.
 //!
 //! Before the first of them, `port_filter` and `config` learn the ports for source translation. A service port of which
@@ -16,35 +16,26 @@
 
 use std::net::IpAddr;
 
-use lb_common::{V4, V6, abi::PortRange};
+use lb_common::{V4, V6};
 
 use super::{
     family::FamilyState,
+    gc::{FlowGc, GcReport, Now, Owners},
     report::{ApplyReport, Usage},
     shared::Shared,
-    store::MapStore,
+    store::{MapStore, StoreResult},
 };
 use crate::{
     desired::state::{Change, PortKey},
     net::IpFamily,
+    port_set::PortSet,
 };
 
 /// What the dataplane must know besides the desired state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct DataplaneConfig {
-    /// Ports for source translation.
-    pub(crate) snat_ports: PortRange,
-}
-
-impl Default for DataplaneConfig {
-    fn default() -> Self {
-        DataplaneConfig {
-            snat_ports: PortRange {
-                first: 20_000,
-                last: 29_999,
-            },
-        }
-    }
+    /// Ports that source translation may take.
+    pub(crate) snat_ports: PortSet,
 }
 
 /// The maps and what they should hold.
@@ -161,9 +152,40 @@ impl<S: MapStore> Dataplane<S> {
         &self.shared.store
     }
 
-    /// The maps; flows may be aged through it, nothing else written.
+    /// The maps, to bend in tests.
+    #[cfg(test)]
     pub(crate) fn store_mut(&mut self) -> &mut S {
         &mut self.shared.store
+    }
+
+    /// Looks at flows for as long as there is time: the dead ones go, and those of UDP follow their frontends.
+    pub(crate) fn age(
+        &mut self,
+        gc: &mut FlowGc,
+        now: Now,
+        has_time: &mut dyn FnMut() -> bool,
+    ) -> StoreResult<GcReport> {
+        let moves = self.frontend_moves();
+        let (v4, v6) = (&self.v4, &self.v6);
+        let owners = Owners {
+            moves,
+            v4: &|key| v4.owner(key),
+            v6: &|key| v6.owner(key),
+        };
+        let Shared {
+            store, used_ports, ..
+        } = &mut self.shared;
+        let report = gc.tick(store, &owners, now, has_time)?;
+        if report.is_round_complete {
+            used_ports.round_over(store, &gc.found().ports)?;
+        }
+        Ok(report)
+    }
+
+    /// Grows with every UDP frontend that goes or changes hands; `None` before the first complete desired state.
+    pub(crate) fn frontend_moves(&self) -> Option<u64> {
+        let moves = self.v4.udp_moves() + self.v6.udp_moves();
+        self.is_started.then_some(moves)
     }
 
     /// How full the maps are.

@@ -5,22 +5,28 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::IpAddr,
+    ops::Range,
+    rc::Rc,
 };
 
 use lb_common::{
     V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PORT_FILTER_WORDS,
-        PortFilter, Service, ServiceKey, SrcRangeKey, Transport, port_filter_slot, service_check,
+        Affinity, AffinityKey, Backend, BackendState, Config, PORT_FILTER_ENTRIES,
+        PORT_FILTER_WORDS, PortFilter, Service, ServiceKey, SrcRangeKey, Transport,
+        port_filter_slot, service_check,
     },
-    family::Family,
+    flow_table::{
+        self, Geometry, INDEX_WAYS, LineCells as _, Memory, Meta, Record, RecordNumber, Seeds,
+        TableFamily, WAYS, native,
+    },
     names::maps,
 };
 
 use super::{
     frontend_map::FrontendMap,
     model,
-    store::{Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult},
+    store::{Capacities, FamilyMaps, MapStore, Reap, Reaped, StoreError, StoreFamily, StoreResult},
 };
 
 /// A write, as recorded.
@@ -37,7 +43,7 @@ pub(crate) enum Op {
     WritePort(u16, bool),
     WriteConfig,
     ZeroStats(u32),
-    RemoveFlow,
+    Reap(usize),
     Barrier,
 }
 
@@ -53,7 +59,7 @@ pub(crate) struct Journal {
     /// Where frontends may lead; checked after every write once set.
     pub(crate) allowed: Option<Allowed>,
     pub(crate) rows: Vec<u32>,
-    pub(crate) filter: [Box<PortFilter>; 3],
+    pub(crate) filter: [Box<PortFilter>; PORT_FILTER_ENTRIES as usize],
 }
 
 impl Journal {
@@ -80,14 +86,31 @@ impl Journal {
 
 pub(crate) type SharedJournal = std::rc::Rc<std::cell::RefCell<Journal>>;
 
+/// A table of a few flows.
+const FLOWS: Geometry = Geometry {
+    bucket_mask: 15,
+    line_mask: 31,
+    seeds: Seeds {
+        offset: 0x5bd1_e995_9e37_79b9,
+        factors: [
+            0x9e37_79b9_7f4a_7c15,
+            0xbf58_476d_1ce4_e5b9,
+            0x94d0_49bb_1331_11eb,
+            0xd6e8_feb8_6659_fd93,
+            0xa076_1d64_78bd_642f,
+        ],
+    },
+};
+
 /// The maps of one family.
 #[derive(Debug, Clone)]
-pub(crate) struct FakeFamily<F: Family> {
+pub(crate) struct FakeFamily<F: TableFamily> {
     pub(super) services: FrontendMap<F, Service>,
     pub(crate) backends: Vec<Backend<F>>,
     pub(crate) affinity: Vec<(AffinityKey<F>, Affinity)>,
     pub(crate) ranges: Vec<SrcRangeKey<F>>,
-    pub(crate) flows: [Vec<(FlowKey<F>, Flow<F>)>; 2],
+    /// Shared with what a restart finds.
+    pub(crate) flows: Rc<native::Table>,
     pub(crate) max_services: usize,
     journal: SharedJournal,
 }
@@ -99,17 +122,19 @@ pub(crate) struct FakeStore {
     pub(crate) v4: FakeFamily<V4>,
     pub(crate) v6: FakeFamily<V6>,
     pub(crate) config: Config,
+    /// What programs take for this moment.
+    pub(crate) stamp: u32,
     pub(crate) journal: SharedJournal,
 }
 
-impl<F: Family> FakeFamily<F> {
+impl<F: TableFamily> FakeFamily<F> {
     fn new(sizes: &Capacities, journal: &SharedJournal) -> Self {
         FakeFamily {
             services: FrontendMap::default(),
             backends: vec![Backend::default(); sizes.max_backends as usize],
             affinity: Vec::new(),
             ranges: Vec::new(),
-            flows: [Vec::new(), Vec::new()],
+            flows: Rc::new(native::Table::new::<F>(FLOWS)),
             max_services: sizes.max_services as usize,
             journal: journal.clone(),
         }
@@ -138,6 +163,7 @@ impl FakeStore {
             v4: FakeFamily::new(&sizes, &journal),
             v6: FakeFamily::new(&sizes, &journal),
             config: Config::default(),
+            stamp: 0,
             journal,
         }
     }
@@ -147,7 +173,6 @@ impl FakeStore {
             max_services: 64,
             max_backends: 128,
             selection_rows: 16_384,
-            max_flows: 64,
         })
     }
 
@@ -180,7 +205,7 @@ impl Journal {
     }
 }
 
-impl<F: Family> FakeFamily<F> {
+impl<F: TableFamily> FakeFamily<F> {
     /// Panics unless every published frontend refers to whole tables of its own backends.
     fn check(&self) {
         let journal = self.journal.borrow();
@@ -220,7 +245,7 @@ fn full<T>(map: [&'static str; 2], index: usize) -> StoreResult<T> {
     Err(StoreError::Full { map: map[index] })
 }
 
-impl<F: Family> FamilyMaps<F> for FakeFamily<F> {
+impl<F: TableFamily> FamilyMaps<F> for FakeFamily<F> {
     fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()> {
         self.note(
             maps::SERVICES,
@@ -286,38 +311,43 @@ impl<F: Family> FamilyMaps<F> for FakeFamily<F> {
         self.ranges.iter().for_each(each);
         Ok(())
     }
-    fn scan_flows(
+    fn flow_buckets(&self) -> u32 {
+        FLOWS.bucket_mask + 1
+    }
+    fn flow_lines(&self) -> u32 {
+        FLOWS.line_mask + 1
+    }
+    fn each_flow(
         &self,
-        table: FlowTable,
-        cursor: Option<ScanCursor>,
-        limit: usize,
-        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
-    ) -> StoreResult<Option<ScanCursor>> {
-        let flows = &self.flows[table as usize];
-        let from = cursor.map_or(0, |c| usize::from(c.0[0]));
-        let to = (from + limit).min(flows.len());
-        out.extend_from_slice(&flows[from.min(to)..to]);
-        let mut next = [0; 40];
-        next[0] = u8::try_from(to).unwrap();
-        Ok((to < flows.len()).then_some(ScanCursor(next)))
+        buckets: Range<u32>,
+        each: &mut impl FnMut(RecordNumber, Meta, &Record<F>),
+    ) {
+        let table = &*self.flows;
+        for index in buckets {
+            let bucket = Memory::<F>::bucket(&table, index).unwrap();
+            for way in 0..WAYS {
+                let meta = Meta(flow_table::BucketCells::<F>::meta(bucket, way));
+                if !meta.is_free() {
+                    let cells = flow_table::BucketCells::<F>::record(bucket, way).unwrap();
+                    let record = flow_table::RecordCells::<F>::read(cells);
+                    each(RecordNumber::new(index, way), meta, &record);
+                }
+            }
+        }
     }
-    fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
-        Ok(self.flows[table as usize]
-            .iter()
-            .find(|(k, _)| k == key)
-            .map(|(_, v)| *v))
-    }
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool> {
-        self.note(maps::FLOWS, Op::RemoveFlow)?;
-        let flows = &mut self.flows[table as usize];
-        let before = flows.len();
-        flows.retain(|(k, _)| k != key);
-        Ok(before != flows.len())
+    fn each_index_entry(&self, lines: Range<u32>, each: &mut impl FnMut(u64)) {
+        for index in lines {
+            let line = Memory::<F>::line(&&*self.flows, index).unwrap();
+            (0..INDEX_WAYS)
+                .map(|way| line.entry(way))
+                .filter(|entry| *entry != 0)
+                .for_each(&mut *each);
+        }
     }
 }
 
 impl MapStore for FakeStore {
-    type Maps<F: Family> = FakeFamily<F>;
+    type Maps<F: TableFamily> = FakeFamily<F>;
     fn v4(&self) -> &FakeFamily<V4> {
         &self.v4
     }
@@ -375,6 +405,24 @@ impl MapStore for FakeStore {
         self.journal
             .borrow_mut()
             .note(maps::SERVICE_STATS, Op::ZeroStats(id))
+    }
+    fn reap<F: StoreFamily>(&mut self, reap: &Reap<'_>) -> StoreResult<Reaped> {
+        self.journal
+            .borrow_mut()
+            .note(maps::REAP, Op::Reap(reap.items.len()))?;
+        let table = &*F::maps(self).flows;
+        let mut reaped = Reaped::default();
+        for item in reap.items {
+            let deleted =
+                flow_table::delete_number::<F, _>(&table, RecordNumber(item.number), |r, _| {
+                    (r.check, r.stamp) == (item.check, item.stamp)
+                });
+            reaped.deleted += u32::from(deleted);
+        }
+        for line in reap.lines.clone() {
+            reaped.swept += flow_table::sweep::<F, _>(&table, line, self.stamp, reap.reserved_age);
+        }
+        Ok(reaped)
     }
     fn barrier(&mut self) -> StoreResult<()> {
         self.journal.borrow_mut().note(maps::BARRIER, Op::Barrier)

@@ -1,22 +1,23 @@
 //! The pinned maps as a [`MapStore`].
 
-use std::{io, mem::offset_of, path::Path};
+use std::{io, mem::offset_of, ops::Range, path::Path};
 
 use lb_common::{
-    Family, V4, V6,
+    V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PortFilter,
-        SELECTION_BLOCK_ROWS, Service, ServiceKey, SrcRangeKey,
+        Affinity, AffinityKey, Backend, BackendState, Config, PortFilter, SELECTION_BLOCK_ROWS,
+        Service, ServiceKey, SrcRangeKey,
     },
+    flow_table::{Meta, Record, RecordNumber, TableFamily},
 };
 
 use super::store::{
-    Capacities, FamilyMaps, FlowTable, MapStore, ScanCursor, StoreError, StoreResult,
+    Capacities, FamilyMaps, MapStore, Reap, Reaped, StoreError, StoreFamily, StoreResult,
 };
 use crate::bpf::{
     barrier::Barrier,
     config::ConfigEntry,
-    maps::{FamilyPins, FlowMap, MapError, MapResult, Maps},
+    maps::{FamilyPins, MapError, MapResult, Maps, Reaper},
 };
 
 impl From<MapError> for StoreError {
@@ -43,14 +44,7 @@ fn is_full(error: &io::Error) -> bool {
     )
 }
 
-const fn pins_of<F: Family>(pins: &FamilyPins<F>, table: FlowTable) -> &FlowMap<F> {
-    match table {
-        FlowTable::Flows => &pins.flows,
-        FlowTable::Openings => &pins.openings,
-    }
-}
-
-impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
+impl<F: TableFamily> FamilyMaps<F> for FamilyPins<F> {
     fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()> {
         Ok(self.services.update(key, value)?)
     }
@@ -92,22 +86,21 @@ impl<F: Family> FamilyMaps<F> for FamilyPins<F> {
     fn each_source_range(&self, each: &mut dyn FnMut(&SrcRangeKey<F>)) -> StoreResult<()> {
         Ok(self.src_ranges.each(|key, _| each(key))?)
     }
-    fn scan_flows(
+    fn flow_buckets(&self) -> u32 {
+        self.flows.buckets()
+    }
+    fn flow_lines(&self) -> u32 {
+        self.flows.lines()
+    }
+    fn each_flow(
         &self,
-        table: FlowTable,
-        cursor: Option<ScanCursor>,
-        limit: usize,
-        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
-    ) -> StoreResult<Option<ScanCursor>> {
-        Ok(pins_of(self, table)
-            .scan(cursor.map(|cursor| cursor.0), limit, out)?
-            .map(ScanCursor))
+        buckets: Range<u32>,
+        each: &mut impl FnMut(RecordNumber, Meta, &Record<F>),
+    ) {
+        self.flows.each(buckets, each);
     }
-    fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
-        Ok(pins_of(self, table).lookup(key)?)
-    }
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool> {
-        Ok(pins_of(self, table).delete(key)?)
+    fn each_index_entry(&self, lines: Range<u32>, each: &mut impl FnMut(u64)) {
+        self.flows.each_entry(lines, each);
     }
 }
 
@@ -117,6 +110,7 @@ pub(crate) struct PinnedMaps {
     maps: Maps,
     config: ConfigEntry,
     barrier: Barrier,
+    reaper: Reaper,
 }
 
 impl PinnedMaps {
@@ -126,6 +120,7 @@ impl PinnedMaps {
             maps: Maps::open_to_write(dir)?,
             config,
             barrier: Barrier::new()?,
+            reaper: Reaper::open(dir)?,
         })
     }
     pub(crate) const fn maps(&self) -> &Maps {
@@ -138,7 +133,7 @@ impl PinnedMaps {
 const BLOCK: u32 = SELECTION_BLOCK_ROWS as u32;
 
 impl MapStore for PinnedMaps {
-    type Maps<F: Family> = FamilyPins<F>;
+    type Maps<F: TableFamily> = FamilyPins<F>;
 
     fn v4(&self) -> &FamilyPins<V4> {
         &self.maps.v4
@@ -163,7 +158,6 @@ impl MapStore for PinnedMaps {
                 .max_entries()
                 .min(self.maps.v6.backends.max_entries()),
             selection_rows: self.maps.selection.max_entries().saturating_mul(BLOCK),
-            max_flows: self.maps.v4.flows.max_entries(),
         }
     }
 
@@ -201,6 +195,13 @@ impl MapStore for PinnedMaps {
     }
     fn zero_service_stats(&mut self, id: u32) -> StoreResult<()> {
         Ok(self.maps.service_stats.zero(id)?)
+    }
+    fn reap<F: StoreFamily>(&mut self, reap: &Reap<'_>) -> StoreResult<Reaped> {
+        let lines = reap.lines.clone();
+        let [deleted, swept] = self
+            .reaper
+            .run(F::INDEX, reap.items, lines, reap.reserved_age)?;
+        Ok(Reaped { deleted, swept })
     }
     fn barrier(&mut self) -> StoreResult<()> {
         Ok(self.barrier.wait()?)

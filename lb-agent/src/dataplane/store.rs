@@ -1,15 +1,15 @@
 //! The maps as the dataplane sees them: trait [`MapStore`], real maps or the in-memory fake of the
 //! tests behind it. Every operation is one the agent needs, typed by the map layouts.
 
-use std::io;
+use std::{io, ops::Range};
 
 use lb_common::{
     V4, V6,
     abi::{
-        Affinity, AffinityKey, Backend, BackendState, Config, Flow, FlowKey, PortFilter, Service,
-        ServiceKey, SrcRangeKey,
+        Affinity, AffinityKey, Backend, BackendState, Config, PortFilter, Service, ServiceKey,
+        SrcRangeKey,
     },
-    family::Family,
+    flow_table::{Meta, ReapItem, Record, RecordNumber, TableFamily},
 };
 
 /// Why a map operation failed.
@@ -57,26 +57,30 @@ pub(crate) struct Capacities {
     pub(crate) max_backends: u32,
     /// Rows of `selection`: its blocks × 1,024.
     pub(crate) selection_rows: u32,
-    /// Entries of each of `flows_*`.
-    pub(crate) max_flows: u32,
 }
 
-/// One of the two tables of flows of a family.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(crate) enum FlowTable {
-    /// `flows_*`: confirmed flows.
-    Flows,
-    /// `openings_*`: flows that are not confirmed.
-    Openings,
+/// What the reaper is to do with a family's flows: at most [`lb_common::flow_table::REAP_ITEMS`] records and lines.
+#[derive(Clone, Debug)]
+pub(crate) struct Reap<'a> {
+    /// Records to delete, if they are still as they were seen.
+    pub(crate) items: &'a [ReapItem],
+    /// Index lines to sweep.
+    pub(crate) lines: Range<u32>,
+    /// Reservations that are older than so many units of stamps go.
+    pub(crate) reserved_age: u32,
 }
 
-/// Where a scan of a flow table goes on. The store alone knows what the bytes mean: a bucket number of
-/// `BPF_MAP_LOOKUP_BATCH` or a key; both fit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ScanCursor(pub [u8; 40]);
+/// What it did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Reaped {
+    /// Records deleted.
+    pub(crate) deleted: u32,
+    /// Index entries swept.
+    pub(crate) swept: u32,
+}
 
 /// The maps of one family.
-pub(crate) trait FamilyMaps<F: Family> {
+pub(crate) trait FamilyMaps<F: TableFamily> {
     /// Writes an entry of `services_*`, new or not, by one update.
     fn write_service(&mut self, key: &ServiceKey<F>, value: &Service) -> StoreResult<()>;
     /// Removes an entry of `services_*`; `false`: there was none.
@@ -104,27 +108,20 @@ pub(crate) trait FamilyMaps<F: Family> {
     /// Shows every entry of `src_ranges_*`.
     fn each_source_range(&self, each: &mut dyn FnMut(&SrcRangeKey<F>)) -> StoreResult<()>;
 
-    /// Appends entries of a flow table to `out`: about `limit` (a bucket is never cut). `None` begins a
-    /// scan; the answer is where to go on, `None` at the end. Entries written meanwhile may be missed
-    /// or seen twice.
-    fn scan_flows(
-        &self,
-        table: FlowTable,
-        cursor: Option<ScanCursor>,
-        limit: usize,
-        out: &mut Vec<(FlowKey<F>, Flow<F>)>,
-    ) -> StoreResult<Option<ScanCursor>>;
-    /// Reads one entry of a flow table. On `openings_*` this must not count as a use
-    /// (user-space look-ups of an LRU hash do not).
-    fn flow(&self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>>;
-    /// Removes one entry of a flow table; `false`: there was none.
-    fn remove_flow(&mut self, table: FlowTable, key: &FlowKey<F>) -> StoreResult<bool>;
+    /// Buckets of the table of flows.
+    fn flow_buckets(&self) -> u32;
+    /// Lines of its index.
+    fn flow_lines(&self) -> u32;
+    /// Shows the records of some buckets as they lie in memory: what is written meanwhile may be missed, or seen half.
+    fn each_flow(&self, buckets: Range<u32>, each: &mut impl FnMut(RecordNumber, Meta, &Record<F>));
+    /// Shows the entries of some index lines in the same way.
+    fn each_index_entry(&self, lines: Range<u32>, each: &mut impl FnMut(u64));
 }
 
 /// Every map that the dataplane writes.
 pub(crate) trait MapStore {
     /// The maps of one family.
-    type Maps<F: Family>: FamilyMaps<F>;
+    type Maps<F: TableFamily>: FamilyMaps<F>;
 
     /// IPv4's maps, to read.
     fn v4(&self) -> &Self::Maps<V4>;
@@ -157,13 +154,16 @@ pub(crate) trait MapStore {
     /// Zeroes an element of `service_stats` on every CPU.
     fn zero_service_stats(&mut self, id: u32) -> StoreResult<()>;
 
+    /// Deletes flows of a family, by the program that does it under their locks.
+    fn reap<F: StoreFamily>(&mut self, reap: &Reap<'_>) -> StoreResult<Reaped>;
+
     /// Waits until every program that was running has ended: an RCU grace period, by one update of a
     /// map-in-map that nothing reads.
     fn barrier(&mut self) -> StoreResult<()>;
 }
 
 /// A family, and how to reach its maps in a store.
-pub(crate) trait StoreFamily: Family {
+pub(crate) trait StoreFamily: TableFamily {
     /// The maps of this family, to read.
     fn maps<S: MapStore>(store: &S) -> &S::Maps<Self>;
     /// The maps of this family, to write.

@@ -153,7 +153,6 @@ impl fmt::Display for Record {
             EventKind::Drop => "dropped",
             EventKind::NewFlow => "new flow",
             EventKind::Refused => "refused",
-            EventKind::FlowsFull => "flow not confirmed, flows are full:",
         })?;
         if let Some(reason) = self.reason {
             write!(f, " ({})", reason.label())?;
@@ -175,7 +174,6 @@ const fn kind(number: u8) -> Option<EventKind> {
         1 => Some(EventKind::Drop),
         2 => Some(EventKind::NewFlow),
         3 => Some(EventKind::Refused),
-        4 => Some(EventKind::FlowsFull),
         _ => None,
     }
 }

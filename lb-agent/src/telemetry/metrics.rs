@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::histogram::Histogram;
-use crate::{exposition::Text, net::IpFamily};
+use crate::{dataplane::gc::TableFound, exposition::Text, net::IpFamily};
 
 /// Upper bounds of kube-proxy's sync durations: 1 ms, doubled up to 16.384 s.
 fn sync_bounds() -> Vec<f64> {
@@ -70,6 +70,7 @@ struct Inner {
     service_changes: Changes,
     update: Histogram,
     entries: BTreeMap<&'static str, (u64, u64)>,
+    flow_tables: [TableFound; 2],
     full: BTreeMap<&'static str, u64>,
     ports_short: usize,
 }
@@ -94,6 +95,7 @@ impl Default for Metrics {
             service_changes: Changes::default(),
             update: Histogram::new(update_bounds()),
             entries: BTreeMap::new(),
+            flow_tables: [TableFound::default(); 2],
             full: BTreeMap::new(),
             ports_short: 0,
         }))
@@ -144,10 +146,12 @@ impl Metrics {
         self.inner().passes[family.index()].no_local = [internal, external];
     }
     /// Entries of a map, and how many fit.
-    pub(crate) fn map_entries(&self, map: &'static str, entries: usize, max: usize) {
-        self.inner()
-            .entries
-            .insert(map, (entries as u64, max as u64));
+    pub(crate) fn map_entries(&self, map: &'static str, entries: u64, max: u64) {
+        self.inner().entries.insert(map, (entries, max));
+    }
+    /// What the last round over the tables of flows has found, IPv4 and IPv6.
+    pub(crate) fn flow_tables(&self, tables: [TableFound; 2]) {
+        self.inner().flow_tables = tables;
     }
     /// One more service port did not fit into a map.
     pub(crate) fn map_full(&self, map: &'static str) {
@@ -243,7 +247,7 @@ impl Metrics {
         out.head(
             "lb_map_entries",
             "gauge",
-            "Entries of a map; of selection: rows.",
+            "Entries of a map; of selection: rows; of flows_*: connections.",
         );
         for (map, (entries, _)) in &inner.entries {
             out.row("lb_map_entries", &[("map", map)], entries);
@@ -251,7 +255,7 @@ impl Metrics {
         out.head(
             "lb_map_max_entries",
             "gauge",
-            "Most entries of a map; of selection: rows.",
+            "Most entries of a map; of selection: rows; of flows_*: places for connections.",
         );
         for (map, (_, max)) in &inner.entries {
             out.row("lb_map_max_entries", &[("map", map)], max);
@@ -265,6 +269,7 @@ impl Metrics {
             let count = inner.full.get(map).copied().unwrap_or(0);
             out.row("lb_map_full_total", &[("map", map)], count);
         }
+        render_flow_tables(&inner.flow_tables, out);
         let name = "lb_service_ports_short";
         out.head(
             name,
@@ -272,6 +277,81 @@ impl Metrics {
             "Service ports that have fewer rows or backends than they ask for.",
         );
         out.row(name, &[], inner.ports_short);
+    }
+}
+
+/// A gauge or counter of each table of flows.
+struct FlowRow {
+    name: &'static str,
+    kind: &'static str,
+    help: &'static str,
+    value: fn(&TableFound) -> u64,
+}
+
+const FLOW_ROWS: [FlowRow; 6] = [
+    FlowRow {
+        name: "lb_flow_table_load_percent",
+        kind: "gauge",
+        help: "Places of a table of flows that hold confirmed connections, which give way to nobody; alarm at 65.",
+        value: |table| table.usage.load(),
+    },
+    FlowRow {
+        name: "lb_flow_bucket_records_max",
+        kind: "gauge",
+        help: "Connections in the fullest bucket, of 14.",
+        value: |table| table.usage.fullest.into(),
+    },
+    FlowRow {
+        name: "lb_flow_spilled",
+        kind: "gauge",
+        help: "Connections in the second of their two buckets.",
+        value: |table| table.usage.spilled,
+    },
+    FlowRow {
+        name: "lb_flow_reserved",
+        kind: "gauge",
+        help: "Tuples of answers to the node's own datagrams, which no flow may take.",
+        value: |table| table.index.reserved,
+    },
+    FlowRow {
+        name: "lb_flows_removed_total",
+        kind: "counter",
+        help: "Flows that the agent has deleted: over, idle for too long, or of a UDP frontend that is another's now.",
+        value: |table| table.removed,
+    },
+    FlowRow {
+        name: "lb_flow_index_swept_total",
+        kind: "counter",
+        help: "Index entries swept: old reservations, and those whose record is gone.",
+        value: |table| table.swept,
+    },
+];
+
+fn render_flow_tables(tables: &[TableFound; 2], out: &mut Text) {
+    let families = || IpFamily::BOTH.into_iter().zip(tables);
+    let name = "lb_flows";
+    out.head(
+        name,
+        "gauge",
+        "Connections in the tables of flows by state.",
+    );
+    for (family, table) in families() {
+        let usage = &table.usage;
+        for (state, count) in [
+            ("opening", usage.opening),
+            ("confirmed", usage.confirmed),
+            ("closed", usage.closed),
+        ] {
+            let labels = [("ip_family", family.name()), ("state", state)];
+            out.row(name, &labels, count);
+        }
+    }
+    for row in FLOW_ROWS {
+        out.head(row.name, row.kind, row.help);
+        for (family, table) in families() {
+            let labels = [("ip_family", family.name())];
+            out.row(row.name, &labels, (row.value)(table));
+        }
     }
 }
 
@@ -297,6 +377,28 @@ mod tests {
             &programming[72..],
             &[115.0, 120.0, 150.0, 180.0, 210.0, 240.0, 270.0, 300.0]
         );
+    }
+
+    #[test]
+    fn tables_of_flows_have_rows_of_each_family() {
+        let metrics = Metrics::default();
+        let mut tables = [TableFound::default(); 2];
+        tables[1].usage.places = 200;
+        tables[1].usage.confirmed = 131;
+        tables[1].swept = 7;
+        metrics.flow_tables(tables);
+        let mut out = Text::default();
+        metrics.render(&mut out);
+        let out = out.into_string();
+        for row in [
+            "lb_flows{ip_family=\"IPv6\",state=\"confirmed\"} 131\n",
+            "lb_flows{ip_family=\"IPv4\",state=\"opening\"} 0\n",
+            "lb_flow_table_load_percent{ip_family=\"IPv6\"} 65\n",
+            "# TYPE lb_flow_index_swept_total counter\nlb_flow_index_swept_total{ip_family=\"IPv4\"} 0\n",
+            "lb_flow_index_swept_total{ip_family=\"IPv6\"} 7\n",
+        ] {
+            assert!(out.contains(row), "{row} in {out}");
+        }
     }
 
     #[test]

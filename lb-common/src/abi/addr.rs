@@ -112,7 +112,6 @@ impl Family for V4 {
     const IS_V6: bool = false;
     const INDEX: usize = 0;
     const NAME: &'static str = "IPv4";
-    type FlowMapWords = [u32; 4];
 }
 
 impl Family for V6 {
@@ -120,7 +119,6 @@ impl Family for V6 {
     const IS_V6: bool = true;
     const INDEX: usize = 1;
     const NAME: &'static str = "IPv6";
-    type FlowMapWords = [u32; 9];
 }
 
 impl Address for Addr4 {

@@ -65,6 +65,12 @@ counters! {
         NoEndpoint = 13 "no_endpoint",
         /// A tail-called program is missing.
         TailCall = 14 "tail_call",
+        /// A flow could not be changed: another CPU held its lock.
+        FlowBusy = 15 "flow_busy",
+        /// TCP to a virtual address in mid-stream without a flow and without data: it opens none.
+        NoFlow = 16 "no_flow",
+        /// At an address and port that this node took for the source of a flow, and not of that flow.
+        StrayReply = 17 "stray_reply",
     }
 }
 
@@ -91,8 +97,6 @@ counters! {
         NewFlow = 40 "new_flow",
         /// Flows confirmed.
         FlowConfirmed = 41 "flow_confirmed",
-        /// Flows that could not be confirmed because the table is full.
-        FlowsFull = 42 "flows_full",
         /// Source ports rewritten because a tuple was taken.
         PortRewritten = 43 "port_rewritten",
         /// Lost races against another CPU for the same flow.
@@ -120,6 +124,14 @@ counters! {
         DirectRewritten = 54 "direct_rewritten",
         /// Flows that had ended and gave way to a connection past the frontends with the same client port and backend.
         OverForgotten = 55 "over_forgotten",
+        /// Flows that were over or not confirmed and gave way to a new one for want of room.
+        FlowEvicted = 56 "flow_evicted",
+        /// New flows that had to wait for a lock of the table.
+        InsertBusy = 57 "insert_busy",
+        /// Packets to a frontend without a flow that answer something, and opened nothing.
+        NotOpened = 58 "not_opened",
+        /// FIN and RST whose sequence number is not near what its direction has come to: they changed nothing.
+        OutOfWindow = 59 "out_of_window",
     }
 }
 

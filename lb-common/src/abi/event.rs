@@ -46,8 +46,6 @@ pub enum EventKind {
     NewFlow = 2,
     /// A packet was refused (RST or ICMP).
     Refused = 3,
-    /// A flow could not be confirmed because `flows_*` is full.
-    FlowsFull = 4,
 }
 
 impl Event {

@@ -27,13 +27,12 @@ pub use backend::{Backend, BackendFlags, BackendState, SELECTION_BLOCK_ROWS, Sel
 pub use be::{Be16, Be32};
 pub use drop::{Counter, DropReason, PacketCount};
 pub use event::{Event, EventKind};
-pub use flow::{
-    Flow, FlowFlags, FlowKey, FlowMapKey, PackedFlowKey, Scratch, Side, Translation, flow_check,
-};
+pub use flow::{FlowFlags, Side, Translation};
 pub use fragment::{Fragment, FragmentKey};
 pub use node::{
     Clock, Config, Interface, InterfaceFlags, InterfaceRole, ModeFlags, NodeAddrFlags, NodeAddrKey,
-    PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, XdpDevice, port_filter_slot,
+    PORT_FILTER_ENTRIES, PORT_FILTER_WORDS, PortFilter, SNAT_PORTS_SLOT, XdpDevice,
+    port_filter_slot,
 };
 pub use port_range::{PortRange, PortRangeError};
 pub use service::{

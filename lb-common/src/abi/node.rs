@@ -143,13 +143,15 @@ flags! {
     }
 }
 
-/// Elements of `port_filter`: TCP, UDP, SCTP.
-pub const PORT_FILTER_ENTRIES: u32 = 3;
+/// Elements of `port_filter`: TCP, UDP, SCTP, source translation.
+pub const PORT_FILTER_ENTRIES: u32 = 4;
+/// Element of `port_filter` that holds the ports which source translation may take, whatever the protocol.
+pub const SNAT_PORTS_SLOT: u32 = 3;
 /// 32-bit words of one element: a bit for each of 65,536 ports.
 pub const PORT_FILTER_WORDS: usize = 2048;
 
 /// One element of `port_filter`: bit `p % 32` of word `p / 32` is set when destination port `p` (host
-/// byte order) may be ours.
+/// byte order) is some frontend's, or, in [`SNAT_PORTS_SLOT`], when source translation may take it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortFilter {
@@ -177,7 +179,7 @@ pub struct Clock {
     pub monotonic_ns: u64,
 }
 
-/// Jiffies in one unit of [`super::Flow::stamp`], as a shift.
+/// Jiffies in one unit of [`crate::flow_table::Record::stamp`], as a shift.
 impl Clock {
     /// `stamp = jiffies >> STAMP_SHIFT`.
     pub const STAMP_SHIFT: u32 = 8;

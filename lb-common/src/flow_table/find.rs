@@ -3,7 +3,7 @@
 //! A record that is being removed or replaced while it is read is not found: its check tells, or its tuple.
 
 use super::geometry::{INDEX_WAYS, WAYS};
-use super::layout::{Entry, Record, RecordNumber};
+use super::layout::{Entry, PENDING, Record, RecordNumber};
 use super::memory::{BucketCells, Head, LineCells, Memory, RecordCells};
 use super::tuple::{Derived, Hashed, TableFamily, Tuple};
 
@@ -15,6 +15,8 @@ pub struct Found<F: TableFamily, R> {
     pub cells: R,
     /// What was read.
     pub record: Record<F>,
+    /// Which it is.
+    pub number: RecordNumber,
 }
 
 /// Finds a record by its original tuple: its home way first, then by fingerprints, then in the second bucket if any
@@ -33,16 +35,17 @@ pub fn find<F: TableFamily, M: Memory<F>>(
     if let Some(cells) = bucket.record(home)
         && is_original(cells, tuple)
     {
-        return whole(cells);
+        return whole(cells, RecordNumber::new(first, home), tuple);
     }
-    if let Some(cells) = scan::<F, M>(bucket, fingerprint, tuple) {
-        return whole(cells);
+    if let Some((cells, way)) = scan::<F, M>(bucket, fingerprint, tuple) {
+        return whole(cells, RecordNumber::new(first, way), tuple);
     }
     if bucket.spill() == 0 {
         return None;
     }
-    let bucket = memory.bucket(Hashed::other(first, fingerprint, mask))?;
-    whole(scan::<F, M>(bucket, fingerprint, tuple)?)
+    let second = Hashed::other(first, fingerprint, mask);
+    let (cells, way) = scan::<F, M>(memory.bucket(second)?, fingerprint, tuple)?;
+    whole(cells, RecordNumber::new(second, way), tuple)
 }
 
 /// Finds a record by a tuple that is derived from it, and tells which.
@@ -65,11 +68,20 @@ pub fn find_derived<F: TableFamily, M: Memory<F>>(
     scan_line(memory, line, fingerprint, tuple)
 }
 
+/// What the cells hold, if it still is the record that was sought: another may have taken the place, and be whole.
 #[inline(always)]
-fn whole<F: TableFamily, R: RecordCells<F>>(cells: R) -> Option<Found<F, R>> {
+fn whole<F: TableFamily, R: RecordCells<F>>(
+    cells: R,
+    number: RecordNumber,
+    tuple: &Tuple<F>,
+) -> Option<Found<F, R>> {
     let record = cells.read();
-    if record.is_whole() {
-        Some(Found { cells, record })
+    if record.original == *tuple && record.is_whole() {
+        Some(Found {
+            cells,
+            record,
+            number,
+        })
     } else {
         None
     }
@@ -97,14 +109,14 @@ fn scan<F: TableFamily, M: Memory<F>>(
     bucket: M::Bucket,
     fingerprint: u32,
     tuple: &Tuple<F>,
-) -> Option<M::Record> {
+) -> Option<(M::Record, u32)> {
     let mut way = 0;
     while way < WAYS {
         if bucket.fingerprint(way) == fingerprint
             && let Some(cells) = bucket.record(way)
             && is_original(cells, tuple)
         {
-            return Some(cells);
+            return Some((cells, way));
         }
         way += 1;
     }
@@ -176,6 +188,137 @@ pub(super) fn at<F: TableFamily, M: Memory<F>>(
         .record(number.way())
 }
 
+/// [`find`] and [`find_derived`] for who has little room: copies the record into `words`. Gives its number, and by which
+/// tuple it was found; `None` for the original one.
+#[inline(always)]
+pub fn find_into<F: TableFamily, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+    is_derived: bool,
+    words: &mut F::Words,
+) -> Option<(RecordNumber, Option<Derived>)> {
+    let geometry = memory.geometry();
+    let hashed = tuple.hashed(&geometry.seeds);
+    let fingerprint = hashed.fingerprint();
+    let mask = if is_derived {
+        geometry.line_mask
+    } else {
+        geometry.bucket_mask
+    };
+    let mut place = hashed.first(mask);
+    let mut tries = 0;
+    while tries < 2 {
+        let spill = if is_derived {
+            let line = memory.line(place)?;
+            let mut from = 0;
+            let mut candidates = 0;
+            while candidates < CANDIDATES {
+                let way = first_way::<F, M>(from, INDEX_WAYS, |way| {
+                    (Entry(line.entry(way)).fingerprint() ^ fingerprint) as u64
+                });
+                #[expect(clippy::cast_possible_truncation, reason = "a way")]
+                let way = M::opaque(way as u64) as u32;
+                if way >= INDEX_WAYS {
+                    break;
+                }
+                let entry = Entry(line.entry(way));
+                if entry.kind() != Derived::Reserved
+                    && let Some(cells) = at(memory, entry.number())
+                    && copy(cells, words, |cells| cells.derived(entry.kind()) == *tuple)
+                {
+                    return Some((entry.number(), Some(entry.kind())));
+                }
+                from = way + 1;
+                candidates += 1;
+            }
+            line.spill()
+        } else {
+            let bucket = memory.bucket(place)?;
+            let way = memory.way_of(place, tuple);
+            if let Some(cells) = bucket.record(way) {
+                let number = RecordNumber::new(place, way);
+                return copy(cells, words, |cells| is_original(cells, tuple))
+                    .then_some((number, None));
+            }
+            bucket.spill()
+        };
+        if spill == 0 {
+            return None;
+        }
+        place = Hashed::other(place, fingerprint, mask);
+        tries += 1;
+    }
+    None
+}
+
+/// The place of a record that has a derived tuple, by a look that may be wrong: who changes it compares its check.
+#[inline(always)]
+pub(super) fn find_cells<F: TableFamily, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+) -> Option<(M::Record, RecordNumber)> {
+    let geometry = memory.geometry();
+    let hashed = tuple.hashed(&geometry.seeds);
+    let fingerprint = hashed.fingerprint();
+    let mut place = hashed.first(geometry.line_mask);
+    let mut tries = 0;
+    while tries < 2 {
+        let line = memory.line(place)?;
+        let mut from = 0;
+        let mut candidates = 0;
+        while candidates < CANDIDATES {
+            let way = first_way::<F, M>(from, INDEX_WAYS, |way| {
+                (Entry(line.entry(way)).fingerprint() ^ fingerprint) as u64
+            });
+            #[expect(clippy::cast_possible_truncation, reason = "a way")]
+            let way = M::opaque(way as u64) as u32;
+            if way >= INDEX_WAYS {
+                break;
+            }
+            let entry = Entry(line.entry(way));
+            if entry.kind() != Derived::Reserved
+                && let Some(cells) = at(memory, entry.number())
+                && cells.derived(entry.kind()) == *tuple
+            {
+                return Some((cells, entry.number()));
+            }
+            from = way + 1;
+            candidates += 1;
+        }
+        if line.spill() == 0 {
+            return None;
+        }
+        place = Hashed::other(place, fingerprint, geometry.line_mask);
+        tries += 1;
+    }
+    None
+}
+
+/// Copies a record if it is the one sought; tells whether it was, and was published and read whole.
+///
+/// The check is read before the comparison and with the copy: if it is the same, so was the record.
+#[inline(always)]
+fn copy<F: TableFamily, C: RecordCells<F>>(
+    cells: C,
+    words: &mut F::Words,
+    is_sought: impl FnOnce(C) -> bool,
+) -> bool {
+    let at = Record::<F>::PORTS;
+    let check = (cells.load(at) >> 32) as u32;
+    if cells.load(F::PAIR) & PENDING != 0 || !is_sought(cells) {
+        return false;
+    }
+    // Summed up as it is copied: kept until later the words would have to lie on a stack.
+    let sum = Record::<F>::sum_of(|i| {
+        let word = cells.load(i);
+        if let Some(place) = words.as_mut().get_mut(i) {
+            *place = word;
+        }
+        word
+    });
+    sum == check && (cells.load(at) >> 32) as u32 == check
+}
+
 #[inline(always)]
 fn scan_line<F: TableFamily, M: Memory<F>>(
     memory: &M,
@@ -193,7 +336,12 @@ fn scan_line<F: TableFamily, M: Memory<F>>(
             let record = cells.read();
             if record.is_published() && record.derived(entry.kind()) == *tuple && record.is_whole()
             {
-                return Some((Found { cells, record }, entry.kind()));
+                let found = Found {
+                    cells,
+                    record,
+                    number: entry.number(),
+                };
+                return Some((found, entry.kind()));
             }
         }
         way += 1;

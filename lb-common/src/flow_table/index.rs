@@ -165,6 +165,21 @@ pub fn reserve<F: TableFamily, M: Memory<F>>(memory: &M, tuple: &Tuple<F>, now: 
     result
 }
 
+/// Whether a tuple is reserved. Looks without a lock.
+#[inline(always)]
+pub fn is_reserved<F: TableFamily, M: Memory<F>>(memory: &M, tuple: &Tuple<F>) -> bool {
+    let geometry = memory.geometry();
+    let hashed = tuple.hashed(&geometry.seeds);
+    let Some(line) = memory.line(hashed.first(geometry.line_mask)) else {
+        return false;
+    };
+    let sought = Entry::new(hashed.fingerprint(), Derived::Reserved, RecordNumber(0));
+    let way = first_way::<F, M>(0, INDEX_WAYS, |way| {
+        Entry(line.entry(way)).without_number() ^ sought.without_number()
+    });
+    way < INDEX_WAYS
+}
+
 /// Removes the entries of a line that name no record any more, and reservations older than `age`. Gives how many.
 #[inline(always)]
 pub fn sweep<F: TableFamily, M: Memory<F>>(memory: &M, index: u32, now: u32, age: u32) -> u32 {

@@ -4,6 +4,7 @@ use super::geometry::WAYS;
 use super::layout::{Class, Insert, Meta, PENDING, Record, RecordNumber};
 use super::memory::{BucketCells, Head, LineCells, Memory, RecordCells};
 use super::tuple::{Derived, Hashed, TableFamily, Tuple};
+use crate::abi::FlowFlags;
 
 /// What became of the place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,34 +32,37 @@ const SPILL_FROM: u32 = WAYS * 6 / 7;
 ///
 /// The index entries are there before a reader can find the record.
 #[inline(always)]
-pub fn insert<F: TableFamily, M: Memory<F>>(memory: &M, record: &Record<F>, now: u32) -> Room {
+pub fn insert<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(
+    memory: &M,
+    record: C,
+    now: u32,
+) -> Room {
     let geometry = memory.geometry();
     let mask = geometry.bucket_mask;
-    let hashed = record.original.hashed(&geometry.seeds);
+    let hashed = record.original().hashed(&geometry.seeds);
     let (first, fingerprint) = (hashed.first(mask), hashed.fingerprint());
     let Some(bucket) = memory.bucket(first) else {
         return Room::of(Insert::Full);
     };
-    touch(memory, record, bucket, fingerprint);
+    memory.touch(record);
     if !bucket.lock() {
         return Room::of(Insert::Busy);
     }
-    let room = with_first::<F, M>(memory, record, now, (bucket, first), fingerprint);
+    let room = with_first::<F, M, C>(memory, record, now, (bucket, first), fingerprint);
     bucket.unlock();
     room
 }
 
-/// Asks for all lines that will be needed: their misses overlap, instead of following each other under the locks.
+/// Asks for all lines that an insertion will need: their misses overlap, instead of following each other under the locks.
 #[inline(always)]
-fn touch<F: TableFamily, M: Memory<F>>(
-    memory: &M,
-    record: &Record<F>,
-    bucket: M::Bucket,
-    fingerprint: u32,
-) {
+pub fn touch<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(memory: &M, record: C) {
     let geometry = memory.geometry();
+    let hashed = record.original().hashed(&geometry.seeds);
+    let Some(bucket) = memory.bucket(hashed.first(geometry.bucket_mask)) else {
+        return;
+    };
     #[expect(clippy::cast_possible_truncation, reason = "a way")]
-    let home = M::opaque(Hashed::home(fingerprint) as u64) as u32;
+    let home = M::opaque(Hashed::home(hashed.fingerprint()) as u64) as u32;
     let home = bucket.record(home).map_or(0, |cells| cells.load(F::PAIR));
     let reply = record.derived(Derived::Reply).hashed(&geometry.seeds);
     let line = memory
@@ -70,14 +74,14 @@ fn touch<F: TableFamily, M: Memory<F>>(
 
 /// Under the first bucket's lock: what spilled has to be looked through, what is nearly full looks for better.
 #[inline(always)]
-fn with_first<F: TableFamily, M: Memory<F>>(
+fn with_first<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(
     memory: &M,
-    record: &Record<F>,
+    record: C,
     now: u32,
     (bucket, first): (M::Bucket, u32),
     fingerprint: u32,
 ) -> Room {
-    if memory.way_of(first, &record.original) < WAYS {
+    if memory.way_of_record(first, record) < WAYS {
         return Room::of(Insert::HasRecord);
     }
     let home = Hashed::home(fingerprint);
@@ -100,7 +104,7 @@ fn with_first<F: TableFamily, M: Memory<F>>(
         // What has spilled may be this very tuple, and a full bucket shall not give away what it need not.
         return Room::of(Insert::Busy);
     }
-    let room = if has_spilled && memory.way_of(second, &record.original) < WAYS {
+    let room = if has_spilled && memory.way_of_record(second, record) < WAYS {
         Room::of(Insert::HasRecord)
     } else {
         if used >= SPILL_FROM {
@@ -132,9 +136,9 @@ struct Place<B> {
 
 /// Under the place's lock: writes the record, then its entries, then publishes it.
 #[inline(always)]
-fn fill<F: TableFamily, M: Memory<F>>(
+fn fill<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(
     memory: &M,
-    record: &Record<F>,
+    record: C,
     now: u32,
     place: &Place<M::Bucket>,
     first: M::Bucket,
@@ -153,15 +157,21 @@ fn fill<F: TableFamily, M: Memory<F>>(
     if !old.is_free() {
         remove(memory, place.bucket, place.index, way, cells);
     }
-    let rest = record.original.rest;
+    let rest = record.load(F::PAIR);
     cells.store(F::PAIR, PENDING);
-    let mut i = 0;
-    while i < F::RECORD {
+    // Summed up as it is copied: kept until later the words would have to lie on a stack.
+    let check = Record::<F>::sum_of(|i| {
+        let word = record.load(i);
         if i != F::PAIR {
-            cells.store(i, record.word(i));
+            cells.store(i, word);
         }
-        i += 1;
-    }
+        word
+    });
+    let ports = Record::<F>::PORTS;
+    cells.store(
+        ports,
+        record.load(ports) & 0xffff_ffff | ((check as u64) << 32),
+    );
     cells.store(F::PAIR, rest | PENDING);
     let result = add_entries(memory, record, number);
     if result != Insert::Done {
@@ -189,31 +199,44 @@ fn fill<F: TableFamily, M: Memory<F>>(
 
 /// Adds all entries of a record, or none.
 #[inline(always)]
-fn add_entries<F: TableFamily, M: Memory<F>>(
+fn add_entries<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(
     memory: &M,
-    record: &Record<F>,
+    record: C,
     number: RecordNumber,
 ) -> Insert {
-    let reply = record.derived(Derived::Reply);
-    let result = memory.add_entry(&reply, Derived::Reply, number);
-    if result != Insert::Done || !record.is_by_halves() {
+    let result = memory.add_derived(record, Derived::Reply, number);
+    if result != Insert::Done || !is_by_halves(record) {
         return result;
     }
-    let original = record.derived(Derived::OutOriginal);
-    let mut result = memory.add_entry(&original, Derived::OutOriginal, number);
-    if result == Insert::Done {
-        result = memory.add_entry(
-            &record.derived(Derived::OutReply),
-            Derived::OutReply,
-            number,
-        );
-        if result == Insert::Done {
-            return result;
-        }
-        memory.remove_entry(&original, Derived::OutOriginal, number);
+    let result = add_halves(memory, record, number);
+    if result != Insert::Done {
+        memory.remove_derived(record, Derived::Reply, number);
     }
-    memory.remove_entry(&reply, Derived::Reply, number);
     result
+}
+
+/// Adds the entries of both tuples between tc's hooks, or none.
+#[inline(always)]
+pub(super) fn add_halves<F: TableFamily, M: Memory<F>, C: RecordCells<F>>(
+    memory: &M,
+    record: C,
+    number: RecordNumber,
+) -> Insert {
+    let mut result = memory.add_derived(record, Derived::OutOriginal, number);
+    if result == Insert::Done {
+        result = memory.add_derived(record, Derived::OutReply, number);
+        if result != Insert::Done {
+            memory.remove_derived(record, Derived::OutOriginal, number);
+        }
+    }
+    result
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "part of a word")]
+pub(super) fn is_by_halves<F: TableFamily, C: RecordCells<F>>(record: C) -> bool {
+    FlowFlags::from_bits((record.load(Record::<F>::STATE) >> 32) as u16)
+        .contains(FlowFlags::BY_HALVES)
 }
 
 /// Takes a record out of its place, whose bucket is locked: readers first, then its entries, then its place.
@@ -225,15 +248,17 @@ pub(super) fn remove<F: TableFamily, M: Memory<F>>(
     way: u32,
     cells: M::Record,
 ) {
-    let record = cells.read();
     let number = RecordNumber::new(index, way);
-    cells.store(F::PAIR, 0);
-    memory.remove_entry(&record.derived(Derived::Reply), Derived::Reply, number);
-    if record.is_by_halves() {
+    let rest = cells.load(F::PAIR);
+    // Pending: no reader believes it, and what is derived from it can be told still.
+    cells.store(F::PAIR, rest | PENDING);
+    memory.remove_derived(cells, Derived::Reply, number);
+    if is_by_halves(cells) {
         for kind in [Derived::OutOriginal, Derived::OutReply] {
-            memory.remove_entry(&record.derived(kind), kind, number);
+            memory.remove_derived(cells, kind, number);
         }
     }
+    cells.store(F::PAIR, 0);
     let meta = Meta(bucket.meta(way));
     if meta.is_spilled() {
         let mask = memory.geometry().bucket_mask;

@@ -4,7 +4,7 @@
 
 use super::geometry::{INDEX_WAYS, WAYS};
 use super::tuple::{Derived, TableFamily, Tuple};
-use crate::abi::{Be16, MacAddr, Side};
+use crate::abi::{Be16, FlowFlags, MacAddr, Side};
 use crate::{V4, V6};
 
 /// What a place in a bucket holds, by how willingly it is given away.
@@ -25,6 +25,19 @@ pub enum Class {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Meta(pub u32);
 
+impl Class {
+    /// Decodes the lowest two bits.
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        match bits & 3 {
+            0 => Class::Free,
+            1 => Class::Closed,
+            2 => Class::Opening,
+            _ => Class::Confirmed,
+        }
+    }
+}
+
 impl Meta {
     const SPILLED: u32 = 1 << 24;
     const STAMP: u32 = 0x00ff_ffff;
@@ -38,12 +51,7 @@ impl Meta {
     /// The class.
     #[inline(always)]
     pub const fn class(self) -> Class {
-        match self.0 >> 30 {
-            0 => Class::Free,
-            1 => Class::Closed,
-            2 => Class::Opening,
-            _ => Class::Confirmed,
-        }
+        Class::from_bits(self.0 >> 30)
     }
     /// Whether nothing is there.
     #[inline(always)]
@@ -110,25 +118,16 @@ impl Entry {
     pub(super) const fn is_spilled(self) -> bool {
         self.0 & Self::SPILLED != 0
     }
+    /// Fingerprint and kind alone.
+    #[inline(always)]
+    pub(super) const fn without_number(self) -> u64 {
+        self.0 & !(Self::SPILLED | Self::NUMBER as u64)
+    }
     /// The same in either place.
     #[inline(always)]
     pub(super) const fn without_place(self) -> u64 {
         self.0 & !Self::SPILLED
     }
-}
-
-/// Bits of [`Record::flags`] that the table itself reads; set when a record is made, never changed.
-pub mod constant_flags {
-    /// The source is translated, too: the reply comes in by an ingress side.
-    pub const SNAT: u32 = 1 << 0;
-    /// Both halves at ingress, sent back to the same interface: the reply comes in there.
-    pub const HAIRPIN: u32 = 1 << 1;
-    /// The reply of an SNAT or hairpin record comes in by a pod interface.
-    pub const REPLY_AT_POD: u32 = 1 << 2;
-    /// tc carries the source translation by halves: both `Out` tuples have entries.
-    pub const BY_HALVES: u32 = 1 << 3;
-    /// All of them.
-    pub const ALL: u32 = SNAT | HAIRPIN | REPLY_AT_POD | BY_HALVES;
 }
 
 /// One translated connection.
@@ -142,15 +141,17 @@ pub struct Record<F: TableFamily> {
     pub backend_port: Be16,
     /// Source port after translation.
     pub source_port: Be16,
-    /// Over everything that a record never changes; see [`Record::checked`].
+    /// Over everything of a record that never changes; see [`Record::checked`].
     pub check: u32,
     /// Last use, in units of 256 jiffies.
     pub stamp: u32,
-    /// [`constant_flags`] and the states of both directions.
-    pub flags: u32,
-    /// Backend id.
+    /// What it is, and what was seen of it.
+    pub flags: FlowFlags,
+    /// Upper halves of the newest TCP sequence numbers of both directions, about: what a RST is measured by.
+    pub sequence: [u16; 2],
+    /// Backend id, 24 bits.
     pub backend: u32,
-    /// Service port id.
+    /// Service port id, 24 bits.
     pub service: u32,
     /// Lower half of the backend id's generation when it was selected.
     pub backend_generation: u16,
@@ -163,8 +164,61 @@ pub struct Record<F: TableFamily> {
 pub struct Hop {
     /// The next hop's link-layer address.
     pub mac: MacAddr,
-    /// Slot of `xdp_devices`; the address 0 means that none is known.
+    /// Slot of `xdp_devices`.
     pub slot: u8,
+}
+
+impl Hop {
+    /// Whether one is known: slot and address 0 are not.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        let [a, b, c] = self.mac.be;
+        a | b | c | self.slot as u16 != 0
+    }
+}
+
+/// What an opening of TCP waits for. It lies where the reply's [`Hop`] will, until the record is confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Awaited {
+    /// The acknowledgement number that comes next: of the SYN-ACK, then of the client's ACK.
+    pub number: u32,
+    /// The lower 24 bits of the client's first sequence number.
+    pub client: u32,
+}
+
+impl Awaited {
+    /// The number, and the client's sequence number, of which 24 bits are kept.
+    #[inline(always)]
+    pub const fn new(number: u32, client: u32) -> Self {
+        Awaited {
+            number,
+            client: client & 0x00ff_ffff,
+        }
+    }
+    /// Where it lies.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "parts of a word")]
+    pub const fn as_hop(self) -> Hop {
+        Hop {
+            mac: MacAddr {
+                be: [
+                    self.number as u16,
+                    (self.number >> 16) as u16,
+                    self.client as u16,
+                ],
+            },
+            slot: (self.client >> 16) as u8,
+        }
+    }
+    /// What lies there.
+    #[inline(always)]
+    pub const fn of(hop: &Hop) -> Self {
+        let [a, b, c] = hop.mac.be;
+        Awaited {
+            number: a as u32 | ((b as u32) << 16),
+            client: c as u32 | ((hop.slot as u32) << 16),
+        }
+    }
 }
 
 /// A record is not published before its index entries are there.
@@ -173,11 +227,17 @@ pub(super) const PENDING: u64 = 1 << 63;
 impl<F: TableFamily> Record<F> {
     const REST: usize = F::PAIR;
     const TRANSLATED: usize = F::PAIR + 1;
-    const PORTS: usize = 2 * F::PAIR + 1;
-    /// The only word that changes while a record lives, besides the hops.
+    /// Both ports after translation, and the check.
+    pub const PORTS: usize = 2 * F::PAIR + 1;
+    /// Stamp, flags, sequence number of the original direction: with that of the reply in [`Record::IDS`] and the hops what
+    /// changes while a record lives.
     pub const STATE: usize = 2 * F::PAIR + 2;
-    const IDS: usize = 2 * F::PAIR + 3;
-    const HOPS: usize = 2 * F::PAIR + 4;
+    /// Ids, and the sequence number of the reply direction in the upper 16 bits.
+    pub const IDS: usize = 2 * F::PAIR + 3;
+    /// Next hops: original, reply.
+    pub const HOPS: usize = 2 * F::PAIR + 4;
+    /// Bits of an id.
+    pub const ID: u32 = (1 << 24) - 1;
 
     /// A record that translates `original` to a backend, with this source; its check is right.
     #[inline(always)]
@@ -185,7 +245,7 @@ impl<F: TableFamily> Record<F> {
         original: Tuple<F>,
         backend: (&F::Addr, Be16),
         source: (&F::Addr, Be16),
-        flags: u32,
+        flags: FlowFlags,
     ) -> Self {
         Record {
             original,
@@ -195,6 +255,7 @@ impl<F: TableFamily> Record<F> {
             check: 0,
             stamp: 0,
             flags,
+            sequence: [0; 2],
             backend: 0,
             service: 0,
             backend_generation: 0,
@@ -229,9 +290,10 @@ impl<F: TableFamily> Record<F> {
             },
             check: (ports >> 32) as u32,
             stamp: state as u32,
-            flags: (state >> 32) as u32,
-            backend: ids as u32,
-            service: (ids >> 32) as u32,
+            flags: FlowFlags::from_bits((state >> 32) as u16),
+            sequence: [(state >> 48) as u16, (ids >> 48) as u16],
+            backend: ids as u32 & Self::ID,
+            service: (ids >> 24) as u32 & Self::ID,
             backend_generation: (low >> 56) as u16 | ((high >> 56) as u16) << 8,
             hops: [hop(low), hop(high)],
         }
@@ -250,9 +312,11 @@ impl<F: TableFamily> Record<F> {
                 | ((self.source_port.be as u64) << 16)
                 | ((self.check as u64) << 32)
         } else if i == Self::STATE {
-            self.stamp as u64 | ((self.flags as u64) << 32)
+            self.stamp as u64
+                | ((self.flags.bits() as u64) << 32)
+                | ((self.sequence[0] as u64) << 48)
         } else if i == Self::IDS {
-            self.backend as u64 | ((self.service as u64) << 32)
+            self.ids() | ((self.sequence[1] as u64) << 48)
         } else if i == Self::HOPS {
             hop_word(&self.hops[0], self.backend_generation & 0xff)
         } else if i == Self::HOPS + 1 {
@@ -261,30 +325,41 @@ impl<F: TableFamily> Record<F> {
             0
         }
     }
+    #[inline(always)]
+    const fn ids(&self) -> u64 {
+        (self.backend & Self::ID) as u64 | (((self.service & Self::ID) as u64) << 24)
+    }
     /// Over tuple, translation and ids: a reader who finds it right has read one whole record. A multilinear hash,
     /// whose products do not wait for each other. Its constants are not secret: nobody chooses what a reader tears.
     #[inline(always)]
     pub fn sum(&self) -> u32 {
+        Self::sum_of(|i| self.word(i))
+    }
+    /// [`Record::sum`] of the words of a place.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "parts of words")]
+    pub fn sum_of(mut word: impl FnMut(usize) -> u64) -> u32 {
         const FACTORS: [u64; 4] = [
             0x9e37_79b9_7f4a_7c15,
             0xd6e8_feb8_6659_fd93,
             0xa076_1d64_78bd_642f,
             0xe703_7ed1_a0b4_28db,
         ];
-        let ports = self.backend_port.be as u64 | ((self.source_port.be as u64) << 16);
-        let constant = (self.flags & constant_flags::ALL) as u64;
-        let ids = self.backend as u64 | ((self.service as u64) << 32);
+        let constant = FlowFlags::from_bits((word(Self::STATE) >> 32) as u16) & FlowFlags::CONSTANT;
+        let ports = word(Self::PORTS) & 0xffff_ffff | ((constant.bits() as u64) << 32);
+        let ids = word(Self::IDS) & ((1 << 48) - 1);
+        let generation = word(Self::HOPS) >> 56 | (word(Self::HOPS + 1) >> 56 << 8);
         let mut sum = 0x6c62_2d65_6270_6602u64
-            .wrapping_add(self.original.rest.wrapping_mul(0xbf58_476d_1ce4_e5b9))
-            .wrapping_add((ports | (constant << 32)).wrapping_mul(0x94d0_49bb_1331_11eb))
+            .wrapping_add(word(Self::REST).wrapping_mul(0xbf58_476d_1ce4_e5b9))
+            .wrapping_add(ports.wrapping_mul(0x94d0_49bb_1331_11eb))
             .wrapping_add(ids.wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
-            .wrapping_add((self.backend_generation as u64).wrapping_mul(0x1656_67b1_9e37_79f9));
+            .wrapping_add(generation.wrapping_mul(0x1656_67b1_9e37_79f9));
         let mut i = 0;
         while i < F::PAIR {
             sum = sum
-                .wrapping_add(F::word(&self.original.addrs, i).wrapping_mul(FACTORS[i]))
+                .wrapping_add(word(i).wrapping_mul(FACTORS[i]))
                 .wrapping_add(
-                    F::word(&self.translated, i).wrapping_mul(FACTORS[i] ^ 0x5555_5555_5555_5554),
+                    word(Self::TRANSLATED + i).wrapping_mul(FACTORS[i] ^ 0x5555_5555_5555_5554),
                 );
             i += 1;
         }
@@ -314,36 +389,39 @@ impl<F: TableFamily> Record<F> {
     /// A tuple that follows from it. [`Derived::Reserved`] follows from none; it gives the reply's.
     #[inline(always)]
     pub fn derived(&self, kind: Derived) -> Tuple<F> {
-        let proto = self.original.proto();
-        let (client, backend) = (self.original.saddr(), self.backend_addr());
+        Self::derived_of(|i| self.word(i), kind)
+    }
+    /// [`Record::derived`] of the words of a place.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "parts of words")]
+    pub fn derived_of(word: impl Fn(usize) -> u64, kind: Derived) -> Tuple<F> {
+        let rest = word(Self::REST);
+        let proto = (rest >> 32) as u8;
+        let ports = word(Self::PORTS);
+        let (backend_port, source_port) = (ports as u16, (ports >> 16) as u16);
+        let client = || F::first(&F::from_words(&word));
+        let translated = || F::from_words(|i| word(Self::TRANSLATED + i));
         match kind {
-            Derived::OutOriginal => Tuple::new(
-                &client,
-                &backend,
-                self.source_port,
-                self.backend_port,
-                proto,
-                Side::Out,
-            ),
-            Derived::OutReply => Tuple::new(
-                &backend,
-                &client,
-                self.backend_port,
-                self.source_port,
-                proto,
-                Side::Out,
-            ),
+            Derived::OutOriginal => Tuple {
+                addrs: F::pair(&client(), &F::first(&translated())),
+                rest: Tuple::<F>::rest(source_port, backend_port, proto, Side::Out),
+            },
+            Derived::OutReply => Tuple {
+                addrs: F::pair(&F::first(&translated()), &client()),
+                rest: Tuple::<F>::rest(backend_port, source_port, proto, Side::Out),
+            },
             Derived::Reply | Derived::Reserved => {
-                let side = if self.flags & (constant_flags::SNAT | constant_flags::HAIRPIN) == 0 {
+                let flags = FlowFlags::from_bits((word(Self::STATE) >> 32) as u16);
+                let side = if !flags.intersects(FlowFlags::SNAT | FlowFlags::HAIRPIN) {
                     Side::Out
-                } else if self.flags & constant_flags::REPLY_AT_POD != 0 {
+                } else if flags.contains(FlowFlags::REPLY_AT_POD) {
                     Side::PodIn
                 } else {
                     Side::ExternalIn
                 };
                 Tuple {
-                    addrs: self.translated,
-                    rest: Tuple::<F>::rest(self.backend_port.be, self.source_port.be, proto, side),
+                    addrs: translated(),
+                    rest: Tuple::<F>::rest(backend_port, source_port, proto, side),
                 }
             }
         }
@@ -351,13 +429,13 @@ impl<F: TableFamily> Record<F> {
     /// Whether tuples between tc's hooks have entries.
     #[inline(always)]
     pub const fn is_by_halves(&self) -> bool {
-        self.flags & constant_flags::BY_HALVES != 0
+        self.flags.contains(FlowFlags::BY_HALVES)
     }
 }
 
 /// A hop and, in the uppermost byte, half of a generation.
 #[inline(always)]
-const fn hop_word(hop: &Hop, generation: u16) -> u64 {
+pub(super) const fn hop_word(hop: &Hop, generation: u16) -> u64 {
     let [a, b, c] = hop.mac.be;
     a as u64
         | ((b as u64) << 16)
@@ -409,6 +487,18 @@ pub struct IndexLine {
 }
 const _: () = assert!(size_of::<IndexLine>() == 64);
 
+impl IndexLine {
+    /// What an entry stands for; `None`: nothing, the place is free.
+    #[inline(always)]
+    pub const fn kind(entry: u64) -> Option<Derived> {
+        if entry == 0 {
+            None
+        } else {
+            Some(Entry(entry).kind())
+        }
+    }
+}
+
 /// How an insertion ended.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -423,4 +513,18 @@ pub enum Insert {
     Full,
     /// A lock was not to be had: look the tuple up once more, whoever held it may have made the same record.
     Busy,
+}
+
+impl Insert {
+    /// Decodes a number; what is none is [`Insert::Busy`].
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Insert::Done,
+            1 => Insert::HasRecord,
+            2 => Insert::Exists,
+            3 => Insert::Full,
+            _ => Insert::Busy,
+        }
+    }
 }

@@ -6,9 +6,10 @@
 use super::geometry::Geometry;
 use super::layout::{Insert, Record, RecordNumber};
 use super::tuple::{Derived, TableFamily, Tuple};
+use crate::abi::FlowFlags;
 
 /// A table's memory.
-pub trait Memory<F: TableFamily> {
+pub trait Memory<F: TableFamily>: Sized {
     /// A record in place.
     type Record: RecordCells<F>;
     /// A bucket in place.
@@ -31,8 +32,34 @@ pub trait Memory<F: TableFamily> {
     fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber);
     /// [`super::way_of`].
     fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32;
+    /// [`Memory::add_entry`] of a tuple that follows from a record. Programs hand over where the record lies: a tuple would
+    /// have to lie on their stack.
+    #[inline(always)]
+    fn add_derived<C: RecordCells<F>>(
+        &self,
+        record: C,
+        kind: Derived,
+        number: RecordNumber,
+    ) -> Insert {
+        self.add_entry(&record.derived(kind), kind, number)
+    }
+    /// [`Memory::remove_entry`] in the same way.
+    #[inline(always)]
+    fn remove_derived<C: RecordCells<F>>(&self, record: C, kind: Derived, number: RecordNumber) {
+        self.remove_entry(&record.derived(kind), kind, number);
+    }
+    /// [`Memory::way_of`] of a record's original tuple, in the same way.
+    #[inline(always)]
+    fn way_of_record<C: RecordCells<F>>(&self, bucket: u32, record: C) -> u32 {
+        self.way_of(bucket, &record.original())
+    }
+    /// `touch` of an insertion: programs call it, out of line; elsewhere nothing waits.
+    #[inline(always)]
+    fn touch<C: RecordCells<F>>(&self, _: C) {}
     /// [`super::make_room`].
     fn make_room(&self, index: u32, keep_reserved: bool) -> u32;
+    /// Deletes the record of a number if its check and its time of use are as they were seen.
+    fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool;
 }
 
 /// Tries of a lock. A holder works for a few hundred nanoseconds, unless it was preempted.
@@ -92,10 +119,32 @@ pub trait RecordCells<F: TableFamily>: Copy {
     fn load(self, i: usize) -> u64;
     /// Writes word `i`.
     fn store(self, i: usize, word: u64);
-    /// Sets bits of [`Record::flags`]; none is taken away.
-    fn add_flags(self, flags: u32);
+    /// Sets flags.
+    fn add_flags(self, flags: FlowFlags);
+    /// Takes flags away.
+    fn remove_flags(self, flags: FlowFlags);
+    /// Writes [`Record::sequence`] of a direction: 0 original, 1 reply.
+    fn set_sequence(self, direction: usize, sequence: u16);
     /// Writes [`Record::stamp`] alone.
     fn set_stamp(self, stamp: u32);
+    /// Where it lies, for programs; null where nothing is gained by it.
+    #[inline(always)]
+    fn address(self) -> *const F::Words {
+        core::ptr::null()
+    }
+    /// [`Record::derived`] of what lies there.
+    #[inline(always)]
+    fn derived(self, kind: Derived) -> Tuple<F> {
+        Record::derived_of(|i| self.load(i), kind)
+    }
+    /// [`Record::original`].
+    #[inline(always)]
+    fn original(self) -> Tuple<F> {
+        Tuple {
+            addrs: F::from_words(|i| self.load(i)),
+            rest: self.load(F::PAIR),
+        }
+    }
     /// All words, to be believed only if the check holds.
     #[inline(always)]
     fn read(self) -> Record<F> {
@@ -109,4 +158,17 @@ pub trait LineCells: Head {
     fn entry(self, way: u32) -> u64;
     /// Writes it.
     fn set_entry(self, way: u32, entry: u64);
+}
+
+/// A record that is not in a table: to be read.
+impl<F: TableFamily> RecordCells<F> for &Record<F> {
+    #[inline(always)]
+    fn load(self, i: usize) -> u64 {
+        self.word(i)
+    }
+    fn store(self, _: usize, _: u64) {}
+    fn add_flags(self, _: FlowFlags) {}
+    fn remove_flags(self, _: FlowFlags) {}
+    fn set_sequence(self, _: usize, _: u16) {}
+    fn set_stamp(self, _: u32) {}
 }

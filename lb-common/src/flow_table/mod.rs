@@ -28,13 +28,13 @@ mod memory;
 pub mod native;
 mod tuple;
 
-pub use change::{confirm, delete, delete_number, set_class};
-pub use find::{find, find_derived, way_of};
-pub use geometry::{Geometry, INDEX_WAYS, Seeds, WAYS};
-pub use index::{add_entry, make_room, remove_entry, reserve, sweep};
-pub use insert::{Room, insert};
-pub use layout::{
-    Bucket, Class, Hop, IndexLine, Insert, Meta, Record, RecordNumber, constant_flags,
+pub use change::{Change, change, delete, delete_number, halve, is_free};
+pub use find::{Found, find, find_derived, find_into, way_of};
+pub use geometry::{
+    FLOW_TABLE_VERSION, Geometry, INDEX_WAYS, REAP_ITEMS, ReapItem, ReapList, Seeds, WAYS,
 };
+pub use index::{add_entry, is_reserved, make_room, remove_entry, reserve, sweep};
+pub use insert::{Room, insert, touch};
+pub use layout::{Awaited, Bucket, Class, Hop, IndexLine, Insert, Meta, Record, RecordNumber};
 pub use memory::{BucketCells, Head, LineCells, Memory, RecordCells};
 pub use tuple::{Derived, Hashed, TableFamily, Tuple};

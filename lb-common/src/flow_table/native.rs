@@ -12,6 +12,7 @@ use super::index;
 use super::layout::{Insert, Record, RecordNumber};
 use super::memory::{BucketCells, Head, LineCells, Memory, RecordCells};
 use super::tuple::{Derived, TableFamily, Tuple};
+use crate::abi::FlowFlags;
 
 /// A cell that threads share.
 pub trait Word: Default {
@@ -25,10 +26,8 @@ pub trait Word: Default {
     fn release(&self);
     /// Adds, and wraps.
     fn add(&self, by: u64);
-    /// Sets bits.
-    fn or(&self, bits: u64);
-    /// Replaces the lower half.
-    fn set_low(&self, low: u32);
+    /// Replaces the bits of `mask`.
+    fn replace(&self, mask: u64, bits: u64);
 }
 
 impl Word for core::sync::atomic::AtomicU64 {
@@ -48,14 +47,10 @@ impl Word for core::sync::atomic::AtomicU64 {
     fn add(&self, by: u64) {
         self.fetch_add(by, core::sync::atomic::Ordering::Relaxed);
     }
-    fn or(&self, bits: u64) {
-        self.fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
-    }
-    fn set_low(&self, low: u32) {
+    fn replace(&self, mask: u64, bits: u64) {
         use core::sync::atomic::Ordering::Relaxed;
-        let replace = |word: u64| Some((word & !0xffff_ffff) | low as u64);
         // The closure never gives `None`.
-        let _always = self.fetch_update(Relaxed, Relaxed, replace);
+        let _always = self.fetch_update(Relaxed, Relaxed, |word| Some(word & !mask | bits));
     }
 }
 
@@ -107,6 +102,11 @@ impl<W: Word> Cells<'_, W> {
             word.store(value);
         }
     }
+    fn replace(self, i: usize, mask: u64, bits: u64) {
+        if let Some(word) = self.0.get(i) {
+            word.replace(mask, bits);
+        }
+    }
     #[expect(
         clippy::cast_possible_truncation,
         reason = "cells of 32 bits in words of 64"
@@ -147,6 +147,11 @@ impl<'a, F: TableFamily, W: Word> Memory<F> for &'a Table<W> {
     }
     fn make_room(&self, index: u32, keep_reserved: bool) -> u32 {
         index::make_room::<F, _>(self, index, keep_reserved)
+    }
+    fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool {
+        super::change::delete_number::<F, _>(self, number, |record, _| {
+            record.check == check && record.stamp == stamp
+        })
     }
 }
 
@@ -200,15 +205,20 @@ impl<F: TableFamily, W: Word> RecordCells<F> for Cells<'_, W> {
     fn store(self, i: usize, word: u64) {
         self.set(i, word);
     }
-    fn add_flags(self, flags: u32) {
-        if let Some(word) = self.0.get(Record::<F>::STATE) {
-            word.or((flags as u64) << 32);
-        }
+    fn add_flags(self, flags: FlowFlags) {
+        let bits = u64::from(flags.bits()) << 32;
+        self.replace(Record::<F>::STATE, bits, bits);
+    }
+    fn remove_flags(self, flags: FlowFlags) {
+        let bits = u64::from(flags.bits()) << 32;
+        self.replace(Record::<F>::STATE, bits, 0);
+    }
+    fn set_sequence(self, direction: usize, sequence: u16) {
+        let word = [Record::<F>::STATE, Record::<F>::IDS][direction & 1];
+        self.replace(word, 0xffff << 48, u64::from(sequence) << 48);
     }
     fn set_stamp(self, stamp: u32) {
-        if let Some(word) = self.0.get(Record::<F>::STATE) {
-            word.set_low(stamp);
-        }
+        self.replace(Record::<F>::STATE, 0xffff_ffff, u64::from(stamp));
     }
 }
 

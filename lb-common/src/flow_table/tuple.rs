@@ -13,6 +13,8 @@ pub trait TableFamily: Family {
     const PAIR: usize;
     /// Words of a record: a cache line, or two.
     const RECORD: usize;
+    /// The words of a record.
+    type Words: AsRef<[u64]> + AsMut<[u64]> + Copy + Default + core::fmt::Debug + 'static;
     /// A pair of two addresses.
     fn pair(first: &Self::Addr, second: &Self::Addr) -> Self::Pair;
     /// A pair from its words.
@@ -42,6 +44,7 @@ impl TableFamily for V4 {
     type Pair = u64;
     const PAIR: usize = 1;
     const RECORD: usize = 8;
+    type Words = [u64; 8];
     #[inline(always)]
     fn pair(first: &Self::Addr, second: &Self::Addr) -> u64 {
         join(first.be, second.be)
@@ -72,6 +75,7 @@ impl TableFamily for V6 {
     type Pair = [u64; 4];
     const PAIR: usize = 4;
     const RECORD: usize = 16;
+    type Words = [u64; 16];
     #[inline(always)]
     fn pair(first: &Self::Addr, second: &Self::Addr) -> [u64; 4] {
         let (a, b) = (&first.be, &second.be);
@@ -116,7 +120,9 @@ impl TableFamily for V6 {
     }
 }
 
-/// A packet's tuple as it is seen at a side.
+/// A packet's tuple as it is seen at a side. As it lies in memory a record begins with it, and programs hand it to
+/// functions of their own.
+#[repr(C)]
 #[derive(Clone, Copy, Eq, Debug)]
 pub struct Tuple<F: TableFamily> {
     /// Source and destination address.
@@ -159,15 +165,14 @@ impl<F: TableFamily> Tuple<F> {
     pub(super) fn rest(sport: u16, dport: u16, proto: u8, side: Side) -> u64 {
         sport as u64 | ((dport as u64) << 16) | ((proto as u64) << 32) | ((side as u64) << 40)
     }
-    /// From what [`Tuple::parts`] gave.
+    /// The same tuple at another side.
     #[inline(always)]
-    pub const fn from_parts(addrs: F::Pair, rest: u64) -> Self {
-        Tuple { addrs, rest }
-    }
-    /// The addresses, and everything else in one word: how a tuple goes into a function of its own.
-    #[inline(always)]
-    pub const fn parts(&self) -> (F::Pair, u64) {
-        (self.addrs, self.rest)
+    #[must_use]
+    pub const fn at(self, side: Side) -> Self {
+        Tuple {
+            addrs: self.addrs,
+            rest: self.rest & !(0xff << 40) | ((side as u64) << 40),
+        }
     }
     /// Source address.
     #[inline(always)]

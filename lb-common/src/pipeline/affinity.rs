@@ -1,9 +1,11 @@
 //! Session affinity: which backend a client keeps (semantics 13).
 
+use super::flow::is_generation;
 use super::ip::Ip;
 use super::service;
 use super::tables::Tables;
-use crate::abi::{Affinity, AffinityKey, Flow, FlowKey, Service, ServiceKey};
+use crate::abi::{Affinity, AffinityKey, Service, ServiceKey};
+use crate::flow_table::Record;
 
 /// Notes that a client keeps a backend, unless it keeps one already.
 #[inline(always)]
@@ -31,12 +33,23 @@ pub fn remember<F: Ip, T: Tables<F>>(
 
 /// Notes what the client of a confirmed flow keeps (semantics 13.2).
 #[inline(always)]
-pub fn remember_flow<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, flow: &Flow<F>) {
-    let Some(service) = service::find(tables, &ServiceKey::new(key.daddr, key.dport, key.proto))
-    else {
+pub fn remember_flow<F: Ip, T: Tables<F>>(tables: &T, record: &Record<F>) {
+    let dial = &record.original;
+    let key = ServiceKey::new(dial.daddr(), dial.dport(), dial.proto());
+    let Some(service) = service::find(tables, &key) else {
         return;
     };
-    if service.affinity_secs != 0 {
-        remember(tables, &service, key.saddr, flow.backend, flow.generation);
+    if service.affinity_secs != 0
+        && let Some(backend) = tables.backend(record.backend)
+        && is_generation(backend.generation(), record)
+    {
+        let client = dial.saddr();
+        remember(
+            tables,
+            &service,
+            client,
+            record.backend,
+            backend.generation(),
+        );
     }
 }

@@ -1,32 +1,222 @@
-//! What a packet does to a flow: found, followed, confirmed, replaced, opened.
+//! What a packet does to its flow: found, followed, confirmed, closed, replaced.
 //!
-//! A new flow starts in `openings_*`, an LRU that a flood may churn; the first packet of the original
-//! direction after a reply moves it to `flows_*`, which nothing evicts. The reply entry is always
-//! written before the original one, so that no packet leaves whose reply would not be known.
-//!
-//! The packet's key and entry lie in the per-CPU [`Scratch`]: two keys and two entries of IPv6 do not
-//! fit on the stack of a program beside everything else.
+//! A new flow is an opening: it gives way to others, and of TCP it waits for certain numbers. A SYN-ACK belongs to it
+//! only if it acknowledges that opening's SYN; the flow is confirmed by the client's ACK of that SYN-ACK. So a sender
+//! who sees no answers confirms nothing, and touches no connection that goes past the frontends with the same tuple.
+//! A FIN or RST counts if its number lies near the newest of its direction.
 
-use super::affinity;
 use super::head::Parsed;
 use super::ip::Ip;
-use super::tables::{FlowEntry, Insert, Tables};
-use crate::abi::{
-    Counter, DropReason, Flow, FlowFlags, FlowKey, Scratch, Side, Translation, Transport,
-    flow_check,
+pub use super::leg::Leg;
+use super::packet::PacketBuf;
+use super::tables::Tables;
+use super::verdict::Step;
+use super::work::{Todo, Wanted, Work};
+use crate::abi::flags::flags;
+use crate::abi::{Counter, DropReason, FlowFlags, MacAddr, Side, Translation};
+use crate::flow_table::{
+    Awaited, Change, Class, Found, Hop, Memory, Record, RecordCells, Tuple, find_into,
 };
-use crate::wire::TcpFlags;
+use crate::wire::{Tcp, TcpFlags};
 
-/// Where a flow stands, its entry read into the scratch.
-#[derive(Clone, Copy)]
-pub struct Place<E> {
-    /// Its place.
-    pub entry: E,
-    /// Whether it is in `flows_*`.
-    pub confirmed: bool,
+/// Where a record is read: of the fast stages a copy, of the slow ones the flow in work. Beside a parsed IPv6 packet a copy
+/// has no room on a stack.
+pub trait Seen<F: Ip>: Copy {
+    /// The record; what is not asked for is not read.
+    fn record(&self) -> Record<F>;
 }
 
-/// Units of the stamp after which an entry's time of use is written again (about 2 s at HZ=250): a
+impl<F: Ip> Seen<F> for Record<F> {
+    #[inline(always)]
+    fn record(&self) -> Record<F> {
+        *self
+    }
+}
+
+impl<F: Ip> Seen<F> for &Work<F> {
+    #[inline(always)]
+    fn record(&self) -> Record<F> {
+        Work::record(self)
+    }
+}
+
+/// A flow, and where a packet of it was met.
+#[derive(Clone, Copy, Debug)]
+pub struct Met<C, R> {
+    /// Its place.
+    pub cells: C,
+    /// What was read of it.
+    pub seen: R,
+    /// Where the packet was met.
+    pub leg: Leg,
+}
+
+impl<C, R> Met<C, R> {
+    /// The record.
+    #[inline(always)]
+    pub fn record<F: Ip>(&self) -> Record<F>
+    where
+        R: Seen<F>,
+    {
+        self.seen.record()
+    }
+    /// Addresses and ports of the packet after its whole translation.
+    #[inline(always)]
+    pub fn to<F: Ip>(&self) -> Translation<F>
+    where
+        R: Seen<F>,
+    {
+        translation(&self.record(), self.leg)
+    }
+    /// Next hop of the packet's direction; none while its place holds what an opening waits for.
+    #[inline(always)]
+    pub fn hop<F: Ip>(&self) -> Hop
+    where
+        R: Seen<F>,
+    {
+        let record = self.record();
+        if self.leg.is_reply() {
+            if record.flags.contains(FlowFlags::CONFIRMED) {
+                record.hops[1]
+            } else {
+                Hop::default()
+            }
+        } else {
+            record.hops[0]
+        }
+    }
+}
+
+#[inline(always)]
+const fn met<F: Ip, C: Copy>(found: Found<F, C>, leg: Leg) -> Met<C, Record<F>> {
+    Met {
+        cells: found.cells,
+        seen: found.record,
+        leg,
+    }
+}
+
+/// Addresses and ports of a packet of a flow after its whole translation.
+#[inline(always)]
+pub fn translation<F: Ip>(record: &Record<F>, leg: Leg) -> Translation<F> {
+    if leg.is_reply() {
+        let client = &record.original;
+        Translation {
+            saddr: client.daddr(),
+            daddr: client.saddr(),
+            sport: client.dport(),
+            dport: client.sport(),
+        }
+    } else {
+        Translation {
+            saddr: record.source_addr(),
+            daddr: record.backend_addr(),
+            sport: record.source_port,
+            dport: record.backend_port,
+        }
+    }
+}
+
+/// The flow of a packet that arrives. `frontend`: its destination may be one; `reply`: it may answer a flow whose
+/// source this node translated.
+#[inline(always)]
+pub fn arrived<F: Ip, T: Tables<F>>(
+    tables: &T,
+    tuple: &Tuple<F>,
+    frontend: bool,
+    reply: bool,
+) -> Option<Met<T::Cells, Record<F>>> {
+    if frontend && let Some(found) = tables.flow(tuple) {
+        return Some(met(found, Leg::Original));
+    }
+    if reply && let Some((found, derived)) = tables.flow_by(tuple) {
+        return Some(met(found, Leg::of(derived)));
+    }
+    None
+}
+
+flags! {
+    /// Where a slow stage looks.
+    Look: u32 {
+        /// By the original tuple.
+        FRONTEND = 1 << 0,
+        /// By that of replies.
+        REPLY = 1 << 1,
+        /// By that of replies at external interfaces, too.
+        OUTSIDE = 1 << 2,
+        /// By the tuples of packets that leave.
+        LEAVES = 1 << 3,
+    }
+}
+
+/// Looks an original tuple up and leaves the record in work.
+#[inline(always)]
+pub fn look_by_original<F: Ip, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+    work: &mut Work<F>,
+) -> Option<Leg> {
+    let (number, _) = find_into(memory, tuple, false, &mut work.words)?;
+    work.number = number.0;
+    Some(Leg::Original)
+}
+
+/// Looks a derived tuple up and leaves the record in work.
+#[inline(always)]
+pub fn look_by_derived<F: Ip, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+    work: &mut Work<F>,
+) -> Option<Leg> {
+    let (number, derived) = find_into(memory, tuple, true, &mut work.words)?;
+    work.number = number.0;
+    Some(Leg::of(derived?))
+}
+
+/// The flow that a slow stage looks up.
+#[inline(always)]
+pub fn looked_up<'a, F: Ip, T: Tables<F>>(
+    tables: &T,
+    tuple: &Tuple<F>,
+    what: Look,
+    work: &'a mut Work<F>,
+) -> Option<Met<T::Cells, &'a Work<F>>> {
+    let mut leg = None;
+    if what.contains(Look::FRONTEND) {
+        leg = tables.look(tuple, work);
+    }
+    if leg.is_none() && what.intersects(Look::REPLY | Look::LEAVES) {
+        leg = tables.look_by(tuple, work);
+    }
+    if leg.is_none() && what.contains(Look::OUTSIDE) {
+        leg = tables.look_by(&tuple.at(Side::ExternalIn), work);
+    }
+    Some(Met {
+        leg: leg?,
+        cells: tables.cells(work.number)?,
+        seen: work,
+    })
+}
+
+/// The flow of a packet that leaves.
+#[inline(always)]
+pub fn leaving<F: Ip, T: Tables<F>>(
+    tables: &T,
+    tuple: &Tuple<F>,
+) -> Option<Met<T::Cells, Record<F>>> {
+    let (found, derived) = tables.flow_by(tuple)?;
+    Some(met(found, Leg::of(derived)))
+}
+
+/// Whether somebody else's NAT changes the packets of a flow between tc's hooks: none was met there as the first hook had
+/// left it. Then the answer is for that NAT first, even where it comes to the very address and port that this node would
+/// have taken, and XDP, which it does not see, must leave the flow alone.
+#[inline(always)]
+pub fn is_others<F: Ip>(record: &Record<F>) -> bool {
+    record.flags & (FlowFlags::BY_HALVES | FlowFlags::OUT_SEEN) == FlowFlags::BY_HALVES
+}
+
+/// Units of the stamp after which a record's time of use is written again (about 2 s at HZ=250): a
 /// table of many flows is not dirtied for every packet.
 pub const RENEW: u32 = 2;
 
@@ -36,328 +226,364 @@ pub const fn is_due(last_use: u32, stamp: u32) -> bool {
     stamp.wrapping_sub(last_use) >= RENEW
 }
 
-/// Looks the scratch's key up, confirmed flows first, and reads its entry into the scratch. An element
-/// that was handed out again meanwhile is looked up once more.
+/// Notes the time of use, where it is due.
 #[inline(always)]
-pub fn fetch<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> Option<Place<T::Entry>> {
-    let check = flow_check(&scratch.key);
-    let mut tries = 0;
-    while tries < 2 {
-        let (entry, confirmed) = match tables.flow(&scratch.key) {
-            Some(entry) => (entry, true),
-            None => (tables.opening(&scratch.key)?, false),
-        };
-        scratch.flow = entry.read();
-        if scratch.flow.check == check {
-            return Some(Place { entry, confirmed });
-        }
-        tables.count(Counter::StaleElement);
-        tries += 1;
-    }
-    None
-}
-
-/// Notes a packet in its entry; writes only what changes.
-#[inline(always)]
-pub fn note<F: Ip, E: FlowEntry<F>>(entry: &E, flow: &Flow<F>, tcp: TcpFlags, stamp: u32) {
-    let mut flags = FlowFlags::SEEN;
-    if tcp.contains(TcpFlags::FIN) {
-        flags |= FlowFlags::FIN;
-    }
-    if tcp.contains(TcpFlags::RST) {
-        flags |= FlowFlags::RST;
-    }
-    if !flow.has(flags) {
-        entry.add_flags(flags);
-    }
-    if is_due(flow.stamp, stamp) {
-        entry.set_stamp(stamp);
+pub fn touch<F: Ip, C: RecordCells<F>>(cells: C, last_use: u32, stamp: u32) {
+    if is_due(last_use, stamp) {
+        cells.set_stamp(stamp);
     }
 }
 
-/// Whether a flow must not be followed any more by this packet: a SYN that meets a closing flow or a
-/// backend that is gone (semantics 18.3), or UDP whose backend is gone (17.2).
+/// Whether a segment neither opens nor ends anything.
 #[inline(always)]
-pub fn is_stale<F: Ip, T: Tables<F>>(
+pub fn is_ordinary<F: Ip>(parsed: &Parsed<F>) -> bool {
+    !parsed
+        .tcp_flags
+        .intersects(TcpFlags::SYN.union(TcpFlags::FIN).union(TcpFlags::RST))
+}
+
+/// How far the number of a direction may lie behind the note, in units of 65,536, until it is noted anew.
+const NOTED: u16 = 32;
+/// How far a number may be ahead of the note and still be the next one noted: 32 MiB, the data between two segments
+/// that a hook sees of one direction. Who does not know the numbers meets that once in 128 tries.
+const AHEAD: u16 = 512;
+/// A FIN or RST counts from so many units behind the note ...
+const BEHIND_CLOSE: u16 = 32;
+/// ... to so many ahead of it: 10 MiB in all, a blind one once in 400 tries.
+const AHEAD_CLOSE: u16 = 128;
+
+/// Notes about how far the sender of an ordinary segment has come.
+#[inline(always)]
+pub fn track<F: Ip, P: PacketBuf, C: RecordCells<F>, R: Seen<F>>(
+    packet: &P,
+    parsed: &Parsed<F>,
+    met: &Met<C, R>,
+) {
+    if !parsed.is_tcp() {
+        return;
+    }
+    let Some(tcp) = packet.header::<Tcp>(parsed.ip.l4) else {
+        return;
+    };
+    let direction = met.leg.direction();
+    let now = (tcp.seq.get().to_host() >> 16) as u16;
+    let ahead = now.wrapping_sub(met.record().sequence[direction]);
+    if (NOTED..AHEAD).contains(&ahead) {
+        met.cells.set_sequence(direction, now);
+    }
+}
+
+/// Whether the number of a FIN or RST is near what its direction has come to.
+#[inline(always)]
+fn is_near(sequence: u32, noted: u16) -> bool {
+    let ahead = ((sequence >> 16) as u16).wrapping_sub(noted);
+    ahead.wrapping_add(BEHIND_CLOSE) < BEHIND_CLOSE + AHEAD_CLOSE
+}
+
+/// What a flow makes of a packet that needed a look.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// It is translated.
+    Go,
+    /// It is not this flow's: a connection past the frontends has the same tuple.
+    Leave,
+    /// The flow is over, and this opens another.
+    Over,
+}
+
+/// Follows a packet of a flow, slow stages.
+#[inline(always)]
+pub fn follow<F: Ip, P: PacketBuf, T: Tables<F>>(
+    packet: &P,
     tables: &T,
-    packet: &Parsed<F>,
-    scratch: &mut Scratch<F>,
-) -> bool {
-    let Scratch {
-        key,
-        flow,
-        other_key,
-        ..
-    } = scratch;
-    if flow.flags.intersects(FlowFlags::REPLY | FlowFlags::DIRECT) {
-        return false;
+    parsed: &Parsed<F>,
+    met: &Met<T::Cells, &Work<F>>,
+    wanted: &mut Wanted,
+) -> Result<Follow, DropReason> {
+    let (record, reply) = (&met.record(), met.leg.is_reply());
+    let confirmed = record.flags.contains(FlowFlags::CONFIRMED);
+    if !parsed.is_tcp() {
+        if reply {
+            if !record.flags.contains(FlowFlags::REPLY_SEEN) {
+                met.cells.add_flags(FlowFlags::REPLY_SEEN);
+            }
+        } else if backend_gone(tables, record) {
+            return Ok(Follow::Over);
+        } else if !confirmed && record.flags.contains(FlowFlags::REPLY_SEEN) {
+            wanted.change(CONFIRM);
+        }
+        return Ok(Follow::Go);
     }
-    let syn = packet.is_syn();
-    if !syn && !packet.is_udp() {
-        return false;
+    let tcp = packet
+        .header::<Tcp>(parsed.ip.l4)
+        .ok_or(DropReason::Malformed)?;
+    let (sequence, acknowledged) = (tcp.seq.get().to_host(), tcp.ack.get().to_host());
+    let flags = parsed.tcp_flags;
+    if flags.is_pure_syn() {
+        return Ok(syn(tables, met, sequence, wanted));
     }
-    if backend_gone(tables, flow) {
-        return true;
+    if confirmed {
+        if reply && flags.contains(TcpFlags::SYN) && is_outside_over(record) {
+            // A backend accepts a connection, and here is the flow of one with the same client, port and backend that
+            // ended: were the new one a frontend's, its SYN would have replaced the flow. So the client reached the
+            // backend past this node's frontends, from a port that it had used at one, or the node itself did, from a port
+            // that the flow had been given; the old flow gives way.
+            wanted.todo |= Todo::DELETE;
+            tables.count(Counter::OverForgotten);
+            return Ok(Follow::Leave);
+        }
+        if flags.intersects(TcpFlags::FIN | TcpFlags::RST) {
+            close(tables, met, sequence, flags, wanted);
+        }
+        return Ok(Follow::Go);
     }
-    if !syn {
-        return false;
+    if record.flags.contains(FlowFlags::MIDSTREAM) {
+        if reply && flags.contains(TcpFlags::RST) {
+            // The backend knows no such connection.
+            wanted.must_change(
+                Change::flags(FlowFlags::REPLY_RST, FlowFlags::NONE).class(Class::Closed),
+            );
+        } else if record.flags.is_over() {
+            // Nothing confirms it any more.
+        } else if reply && !record.flags.contains(FlowFlags::REPLY_SEEN) {
+            met.cells.set_sequence(1, (sequence >> 16) as u16);
+            met.cells.add_flags(FlowFlags::REPLY_SEEN);
+        } else if !reply && record.flags.contains(FlowFlags::REPLY_SEEN) {
+            wanted.change(CONFIRM);
+        }
+        return Ok(Follow::Go);
     }
-    if flow.flags.intersects(FlowFlags::CLOSING) {
-        return true;
-    }
-    *other_key = flow.partner_key(key);
-    match tables.flow(other_key).or_else(|| tables.opening(other_key)) {
-        Some(reply) => reply.flags().intersects(FlowFlags::CLOSING),
-        None => true,
+    if reply {
+        if !flags.intersects(TcpFlags::SYN | TcpFlags::RST | TcpFlags::FIN)
+            && record
+                .flags
+                .intersects(FlowFlags::SNAT | FlowFlags::HAIRPIN)
+            && !has_data(packet, parsed)
+        {
+            // The backend still has a connection of this tuple and asks the client about it (RFC 5961, section 4; TIME_WAIT):
+            // its RST ends that one.
+            return Ok(Follow::Go);
+        }
+        Ok(answer(met, flags, sequence, acknowledged, wanted))
+    } else {
+        let awaited = Awaited::of(&record.hops[1]);
+        // Before it has heard of the client the server sends at most the window that the SYN offered, which is not
+        // scaled (RFC 7323, 2.2).
+        let beyond = acknowledged.wrapping_sub(awaited.number);
+        if record.flags.contains(FlowFlags::REPLY_SEEN)
+            && flags.contains(TcpFlags::ACK)
+            && beyond <= 0xffff
+        {
+            // A FIN that comes with it is sent again, or followed by the ACK of the server's.
+            wanted.change(CONFIRM);
+        }
+        Ok(Follow::Go)
     }
 }
+
+/// A SYN meets a flow: the same again, or another connection in its place (semantics 18.3).
+#[inline(always)]
+fn syn<F: Ip, T: Tables<F>>(
+    tables: &T,
+    met: &Met<T::Cells, &Work<F>>,
+    sequence: u32,
+    wanted: &mut Wanted,
+) -> Follow {
+    let record = &met.record();
+    if met.leg.is_reply() {
+        // Simultaneous open through a frontend does not exist: this is the backend's own connection to the client.
+        return Follow::Leave;
+    }
+    if record.flags.is_over() || backend_gone(tables, record) {
+        return Follow::Over;
+    }
+    if record.flags.contains(FlowFlags::CONFIRMED) {
+        // The server answers it by a challenge (RFC 5961, section 4) or, its side being gone, by a RST.
+        return Follow::Go;
+    }
+    let awaited = Awaited::new(sequence.wrapping_add(1), sequence);
+    let is_again = Awaited::of(&record.hops[1]).client == awaited.client;
+    if is_again && !record.flags.contains(FlowFlags::MIDSTREAM) {
+        return Follow::Go;
+    }
+    if record.flags.contains(FlowFlags::MIDSTREAM) {
+        return Follow::Over;
+    }
+    // The client tries anew: what is on its way for the first try is not for this one.
+    let change = Change::flags(FlowFlags::NONE, FlowFlags::REPLY_SEEN).hop(1, &awaited.as_hop());
+    wanted.must_change(change);
+    met.cells.set_sequence(0, (sequence >> 16) as u16);
+    Follow::Go
+}
+
+/// A SYN may carry data, a segment's worth, that a SYN-ACK acknowledges (RFC 7413).
+const FAST_OPEN: u32 = 1_500;
+
+/// Whether a segment carries data.
+#[inline(always)]
+pub(super) fn has_data<F: Ip, P: PacketBuf>(packet: &P, parsed: &Parsed<F>) -> bool {
+    let Some(tcp) = packet.header::<Tcp>(parsed.ip.l4) else {
+        return false;
+    };
+    let headers = parsed.ip.l4.get() - parsed.l3.get() + (tcp.data_offset >> 4) as u32 * 4;
+    parsed.ip.ip_len > headers
+}
+
+/// The backend answers an opening.
+#[inline(always)]
+fn answer<F: Ip, C: RecordCells<F>>(
+    met: &Met<C, &Work<F>>,
+    flags: TcpFlags,
+    sequence: u32,
+    acknowledged: u32,
+    wanted: &mut Wanted,
+) -> Follow {
+    let record = &met.record();
+    let awaited = Awaited::of(&record.hops[1]);
+    let seen = record.flags.contains(FlowFlags::REPLY_SEEN);
+    // The client's first number + 1, of which an opening that was answered keeps 24 bits.
+    let answers = flags.contains(TcpFlags::ACK)
+        && if seen {
+            acknowledged.wrapping_sub(awaited.client).wrapping_sub(1) & 0x00ff_ffff
+        } else {
+            acknowledged.wrapping_sub(awaited.number)
+        } < FAST_OPEN;
+    if flags.contains(TcpFlags::RST) {
+        // Refused: a RST that acknowledges the SYN (RFC 9293, 3.10.7.3), or one of a server that had accepted.
+        if answers || (seen && sequence == awaited.number) {
+            wanted.must_change(
+                Change::flags(FlowFlags::REPLY_RST, FlowFlags::NONE).class(Class::Closed),
+            );
+            return Follow::Go;
+        }
+        return Follow::Leave;
+    }
+    if !flags.contains(TcpFlags::SYN) {
+        return if seen { Follow::Go } else { Follow::Leave };
+    }
+    if !answers {
+        return Follow::Leave;
+    }
+    let next = Awaited {
+        number: sequence.wrapping_add(1),
+        client: awaited.client,
+    };
+    if !seen || next.number != awaited.number {
+        wanted.must_change(
+            Change::flags(FlowFlags::REPLY_SEEN, FlowFlags::NONE).hop(1, &next.as_hop()),
+        );
+        met.cells.set_sequence(1, (sequence >> 16) as u16);
+    }
+    Follow::Go
+}
+
+/// A FIN or RST of a confirmed connection.
+#[inline(always)]
+fn close<F: Ip, T: Tables<F>>(
+    tables: &T,
+    met: &Met<T::Cells, &Work<F>>,
+    sequence: u32,
+    flags: TcpFlags,
+    wanted: &mut Wanted,
+) {
+    let record = &met.record();
+    if !is_near(sequence, record.sequence[met.leg.direction()]) {
+        tables.count(Counter::OutOfWindow);
+        return;
+    }
+    let (fin, rst) = met.leg.closing();
+    let mut seen = FlowFlags::NONE;
+    if flags.contains(TcpFlags::FIN) {
+        seen |= fin;
+    }
+    if flags.contains(TcpFlags::RST) {
+        seen |= rst;
+    }
+    if record.flags.contains(seen) {
+        return;
+    }
+    if !record.flags.union(seen).is_over() {
+        met.cells.add_flags(seen);
+        return;
+    }
+    wanted.change(Change::flags(seen, FlowFlags::NONE).class(Class::Closed));
+}
+
+/// Whether a flow has ended that came from outside, or from another node.
+#[inline(always)]
+fn is_outside_over<F: Ip>(record: &Record<F>) -> bool {
+    let others = FlowFlags::HAIRPIN | FlowFlags::DIRECT;
+    record.flags.is_over()
+        && !record.flags.intersects(others)
+        && record.original.side() == Side::ExternalIn as u8
+}
+
+/// Tries of a change for which a lock has to be had.
+pub(super) const TRIES: u32 = 4;
+
+/// The client has answered what it got; the reply's hop takes the place of what the opening waited for. Where the lock is
+/// not to be had the next packet does it.
+const CONFIRM: Change = Change::flags(FlowFlags::CONFIRMED, FlowFlags::NONE)
+    .class(Class::Confirmed)
+    .hop(
+        1,
+        &Hop {
+            mac: MacAddr { be: [0; 3] },
+            slot: 0,
+        },
+    );
 
 /// Whether the backend of a flow has got another meaning.
 #[inline(always)]
-pub fn backend_gone<F: Ip, T: Tables<F>>(tables: &T, flow: &Flow<F>) -> bool {
-    match tables.backend(flow.backend) {
-        Some(backend) => backend.generation() != flow.generation,
+pub fn backend_gone<F: Ip, T: Tables<F>>(tables: &T, record: &Record<F>) -> bool {
+    if record.flags.contains(FlowFlags::DIRECT) {
+        return false;
+    }
+    match tables.backend(record.backend) {
+        Some(backend) => !is_generation(backend.generation(), record),
         None => true,
     }
 }
 
-/// Removes a flow that is replaced. UDP keeps its reply entries until they age: answers on their way
-/// still reach the client. The egress entries of a TCP flow's replies age, too: nothing leads there.
+/// Whether a generation is the one that a flow was made with, of which 16 bits are kept.
 #[inline(always)]
-pub fn forget<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
-    let Scratch {
-        key,
-        flow,
-        other_key,
-        ..
-    } = scratch;
-    remove(tables, key);
-    if flow.has(FlowFlags::SNAT) {
-        *other_key = flow.egress_key(key);
-        remove(tables, other_key);
-    }
-    if key.proto != Transport::Udp.proto() {
-        *other_key = flow.partner_key(key);
-        remove(tables, other_key);
-    }
-    tables.count(Counter::Reselected);
+#[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+pub const fn is_generation<F: Ip>(generation: u32, record: &Record<F>) -> bool {
+    generation as u16 == record.backend_generation
 }
 
-/// Whether this entry translates what a backend answers a client outside, or on another node, that kept its address.
+/// Sees to it that an SNAT flow is found between tc's hooks, before tc lets a packet go on to the stack.
 #[inline(always)]
-pub fn is_outside_reply<F: Ip>(flow: &Flow<F>) -> bool {
-    let others = FlowFlags::EGRESS | FlowFlags::ORIGINAL_AT_POD | FlowFlags::DIRECT;
-    flow.flags & (FlowFlags::REPLY | others) == FlowFlags::REPLY
+pub fn want_halves<F: Ip, C: RecordCells<F>>(met: &Met<C, &Work<F>>, wanted: &mut Wanted) {
+    let flags = met.record().flags;
+    if flags & (FlowFlags::SNAT | FlowFlags::BY_HALVES) != FlowFlags::SNAT {
+        return;
+    }
+    wanted.todo |= Todo::HALVE;
+    if met.leg.is_reply() || flags.intersects(FlowFlags::REPLY_SEEN | FlowFlags::CONFIRMED) {
+        // XDP has sent what was answered: no other NAT has seen it.
+        met.cells.add_flags(FlowFlags::OUT_SEEN);
+    }
 }
 
-/// A backend accepts a connection, and here is the reply entry of one with the same client, port and backend that ended:
-/// were the new one a frontend's, its SYN would have replaced the flow ([`is_stale`]). So the client reached the backend
-/// past this node's frontends, from a port that it had used at one; the old flow gives way.
-///
-/// Ended: a reset, or a FIN of both. One FIN is not enough, a SYN-ACK may be sent again behind the client's.
+/// How a packet goes on of which this was decided: at once, or behind what is wanted of the table.
 #[inline(always)]
-pub fn forget_if_over<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>, reply: &Flow<F>) -> bool {
-    let original_key = reply.partner_key(key);
-    let (mut flags, mut original_flags, mut is_whole) = (reply.flags, FlowFlags::NONE, false);
-    if let Some(entry) = tables
-        .flow(&original_key)
-        .or_else(|| tables.opening(&original_key))
-    {
-        let original = entry.read();
-        // Else the client's port was used again at the frontend, with another backend: that flow is another one.
-        is_whole = original.check == flow_check(&original_key)
-            && original.to.daddr == key.saddr
-            && original.to.dport == key.sport
-            && original.to.sport == key.dport;
-        if is_whole {
-            original_flags = original.flags;
-            flags |= original_flags;
-        }
+pub fn after<F: Ip>(work: &mut Work<F>, wanted: &Wanted, step: Step) -> Step {
+    if wanted.todo == Todo::NONE {
+        return step;
     }
-    let both = reply.flags & original_flags;
-    if !flags.contains(FlowFlags::RST) && !both.contains(FlowFlags::FIN) {
-        return false;
-    }
-    if is_whole {
-        remove(tables, &original_key);
-    }
-    remove(tables, key);
-    tables.count(Counter::OverForgotten);
-    true
-}
-
-/// Removes an opening whose reply tuple went to another flow, and leaves that tuple alone.
-#[inline(always)]
-pub fn forget_own<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) {
-    let Scratch {
-        key,
-        flow,
-        other_key,
-        ..
-    } = scratch;
-    remove(tables, key);
-    if flow.has(FlowFlags::SNAT) {
-        *other_key = flow.egress_key(key);
-        remove(tables, other_key);
-    }
-    tables.count(Counter::Reselected);
-}
-
-/// Sees to it that the reply entry of an opening exists: the LRU may have evicted it. False where its
-/// tuple belongs to another flow by now.
-#[inline(always)]
-pub fn ensure_reply<F: Ip, T: Tables<F>>(tables: &T, scratch: &mut Scratch<F>) -> bool {
-    let Scratch {
-        key,
-        flow,
-        other_key,
-        other,
-    } = scratch;
-    if flow.has(FlowFlags::REPLY) {
-        return true;
-    }
-    *other_key = flow.partner_key(key);
-    other.to = Translation {
-        saddr: key.daddr,
-        daddr: key.saddr,
-        sport: key.dport,
-        dport: key.sport,
-    };
-    if let Some(entry) = tables.flow(other_key).or_else(|| tables.opening(other_key)) {
-        return entry.read().to == other.to;
-    }
-    other.check = flow_check(other_key);
-    other.stamp = tables.stamp();
-    other.backend = flow.backend;
-    other.generation = flow.generation;
-    other.ifindex = 0;
-    other.dmac = Default::default();
-    other.flags = FlowFlags::REPLY
-        | (flow.flags & (FlowFlags::SNAT | FlowFlags::HAIRPIN | FlowFlags::DIRECT));
-    if key.side == Side::PodIn as u8 {
-        other.flags |= FlowFlags::ORIGINAL_AT_POD;
-    }
-    tables.insert_opening(other_key, other) != Insert::Failed
-}
-
-#[inline(always)]
-fn remove<F: Ip, T: Tables<F>>(tables: &T, key: &FlowKey<F>) {
-    tables.remove_opening(key);
-    tables.remove_flow(key);
-}
-
-/// Moves both entries of an opening to `flows_*`, once the reply direction was seen and the client has
-/// answered it. Tells whether it did: then the place that was found is no longer the flow's.
-#[inline(always)]
-pub fn confirm<F: Ip, T: Tables<F>>(
-    tables: &T,
-    packet: &Parsed<F>,
-    scratch: &mut Scratch<F>,
-    confirmed: bool,
-) -> bool {
-    let Scratch {
-        key,
-        flow,
-        other_key,
-        other,
-    } = scratch;
-    if confirmed || flow.has(FlowFlags::REPLY) {
-        return false;
-    }
-    if packet.is_tcp() && !packet.tcp_flags.contains(TcpFlags::ACK) {
-        return false;
-    }
-    *other_key = flow.partner_key(key);
-    let Some(entry) = tables.opening(other_key).or_else(|| tables.flow(other_key)) else {
-        return false;
-    };
-    *other = entry.read();
-    let ours = other.to.saddr == key.daddr
-        && other.to.daddr == key.saddr
-        && other.to.sport == key.dport
-        && other.to.dport == key.sport;
-    if other.check != flow_check(other_key) || !ours || !other.has(FlowFlags::SEEN) {
-        return false;
-    }
-    let stamp = tables.stamp();
-    other.flags |= FlowFlags::CONFIRMED;
-    other.stamp = stamp;
-    flow.flags |= FlowFlags::CONFIRMED | FlowFlags::SEEN;
-    flow.stamp = stamp;
-    let reply = tables.insert_flow(other_key, other);
-    let original = if reply == Insert::Failed {
-        reply
-    } else {
-        tables.insert_flow(key, flow)
-    };
-    if original == Insert::Failed {
-        if reply == Insert::Done {
-            tables.remove_flow(other_key);
-        }
-        flow.flags = flow.flags.without(FlowFlags::CONFIRMED);
-        tables.count(Counter::FlowsFull);
-        return false;
-    }
-    tables.remove_opening(key);
-    tables.remove_opening(other_key);
-    tables.count(Counter::FlowConfirmed);
-    affinity::remember_flow(tables, key, flow);
-    true
-}
-
-/// Sees to it that the egress entry of an SNAT flow's direction exists, before tc lets the packet go on
-/// to the stack. For openings this is done for every packet: the LRU may have evicted it.
-#[inline(always)]
-pub fn ensure_egress<F: Ip, T: Tables<F>>(
-    tables: &T,
-    scratch: &mut Scratch<F>,
-    confirmed: bool,
-) -> Result<(), DropReason> {
-    let Scratch {
-        key,
-        flow,
-        other_key: egress_key,
-        other: egress,
-    } = scratch;
-    *egress_key = flow.egress_key(key);
-    *egress = *flow;
-    egress.check = flow_check(egress_key);
-    egress.stamp = tables.stamp();
-    egress.flags = flow
-        .flags
-        .without(FlowFlags::SNAT | FlowFlags::HAS_EGRESS | FlowFlags::CLOSING)
-        | FlowFlags::EGRESS;
-    egress.ifindex = 0;
-    let mut tries = 0;
-    while tries < 2 {
-        let inserted = if confirmed {
-            tables.remove_opening(egress_key);
-            tables.insert_flow(egress_key, egress)
-        } else {
-            tables.insert_opening(egress_key, egress)
-        };
-        match inserted {
-            Insert::Done => return Ok(()),
-            Insert::Failed => return Err(DropReason::FlowInsert),
-            Insert::Exists => {}
-        }
-        let present = tables
-            .flow(egress_key)
-            .or_else(|| tables.opening(egress_key));
-        if present.is_some_and(|entry| entry.read().to == egress.to) {
-            return Ok(());
-        }
-        // Left over from an earlier flow with the same tuple between the hooks.
-        remove(tables, egress_key);
-        tries += 1;
-    }
-    Err(DropReason::FlowInsert)
+    work.todo = wanted.todo;
+    work.change = wanted.change;
+    work.then(step);
+    Step::Commit
 }
 
 /// Counts a packet of the original direction; service id 0 is no service port.
 #[inline(always)]
-pub fn count_original<F: Ip, T: Tables<F>>(tables: &T, service_id: u32, bytes: u32) {
-    if service_id != 0 {
-        tables.count_service_packet(service_id, bytes);
+pub fn count_original<F: Ip, C, R: Seen<F>, T: Tables<F>>(tables: &T, met: &Met<C, R>, bytes: u32) {
+    let service = met.record().service;
+    if met.leg == Leg::Original && service != 0 {
+        tables.count_service_packet(service, bytes);
     }
 }

@@ -1,13 +1,13 @@
 //! What the pipeline knows of a packet's headers: [`IpHead`], and with its ports [`Parsed`].
 
 use super::packet::Offset;
-use crate::abi::{Be16, FlowKey, Side, Transport};
-use crate::family::Family;
+use crate::abi::{Be16, Side, Transport};
+use crate::flow_table::{TableFamily, Tuple};
 use crate::wire::TcpFlags;
 
 /// An IP header as far as the pipeline needs it.
 #[derive(Clone, Copy, Debug)]
-pub struct IpHead<F: Family> {
+pub struct IpHead<F: TableFamily> {
     /// Source address.
     pub saddr: F::Addr,
     /// Destination address.
@@ -40,7 +40,7 @@ pub enum FragmentPart {
 
 /// A TCP or UDP packet, or a part of one.
 #[derive(Clone, Copy, Debug)]
-pub struct Parsed<F: Family> {
+pub struct Parsed<F: TableFamily> {
     /// The IP header.
     pub ip: IpHead<F>,
     /// Where the IP header starts.
@@ -55,13 +55,13 @@ pub struct Parsed<F: Family> {
     pub tcp_flags: TcpFlags,
 }
 
-impl<F: Family> Parsed<F> {
-    /// The key of this packet at a side.
+impl<F: TableFamily> Parsed<F> {
+    /// The tuple of this packet at a side.
     #[inline(always)]
-    pub fn key(&self, side: Side) -> FlowKey<F> {
-        FlowKey::new(
-            self.ip.saddr,
-            self.ip.daddr,
+    pub fn tuple(&self, side: Side) -> Tuple<F> {
+        Tuple::new(
+            &self.ip.saddr,
+            &self.ip.daddr,
             self.sport,
             self.dport,
             self.transport.proto(),
@@ -92,7 +92,7 @@ impl<F: Family> Parsed<F> {
 
 /// Where the transport header of a packet without options and extension headers starts.
 #[inline(always)]
-pub fn plain_l4<F: Family>(l3: Offset) -> Offset {
+pub fn plain_l4<F: TableFamily>(l3: Offset) -> Offset {
     l3.plus(if F::IS_V6 { 40 } else { 20 })
 }
 

@@ -6,16 +6,16 @@
 //! packet is applied to the outer header, and mirrored to the quote. Errors about flows with source
 //! translation thus pass two hooks, as the packets do.
 
+use super::flow::{self, Look, Met};
 use super::head::{FragmentPart, IpHead, translated};
 use super::ip::Ip;
 use super::packet::{Offset, PacketBuf, SLOW_BYTES};
 use super::rewrite::{self, Addresses};
 use super::tables::{Tables, is_pod_interface};
 use super::verdict::{Outcome, Step};
-use super::{flow, nat};
-use crate::abi::{
-    Be16, Counter, DropReason, FlowFlags, FlowKey, Scratch, Side, Translation, Transport,
-};
+use super::work::{Wanted, Work};
+use crate::abi::{Be16, Counter, DropReason, FlowFlags, Side, Translation, Transport};
+use crate::flow_table::Tuple;
 use crate::wire::checksum::Diff;
 use crate::wire::{Icmp, NdOption, Ports, W16, check_at, icmp4, icmp6};
 
@@ -66,11 +66,13 @@ pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
     let Some(quote) = at.and_then(|at| quoted::<F, P>(packet, at)) else {
         return Ok(Step::Pass);
     };
-    let mut guard = tables.scratch().ok_or(DropReason::FlowInsert)?;
-    let scratch = &mut *guard;
-    let Some(confirmed) = find(tables, &quote, side, scratch) else {
+    let mut guard = tables.scratch().ok_or(DropReason::FlowBusy)?;
+    let work = &mut *guard;
+    let Some(met) = find(tables, &quote, side, work) else {
         return Ok(Step::Pass);
     };
+    let mut wanted = Wanted::default();
+    let flags = met.record().flags;
     if redirect {
         // What this node's stack tells a client about its next hop names a tuple that the client does
         // not know. What a router tells this node is the stack's business.
@@ -81,32 +83,34 @@ pub fn translate<F: Ip, P: PacketBuf, T: Tables<F>>(
         };
     }
     if side == Side::Out
-        && scratch.flow.has(FlowFlags::DIRECT)
+        && flags.contains(FlowFlags::DIRECT)
         && !is_pod_interface(tables, packet.ifindex())
     {
         // See `egress_translate`.
         return Ok(Step::Pass);
     }
-    let hairpin = scratch.flow.has(FlowFlags::HAIRPIN);
-    let mut ports = (scratch.flow.to.sport, scratch.flow.to.dport);
+    let hairpin = flags.contains(FlowFlags::HAIRPIN);
+    let to = met.to();
+    let mut ports = (to.sport, to.dport);
     let which = match side {
         Side::Out => Addresses::Source,
         _ if hairpin => Addresses::Both,
         _ => {
-            ports = scratch.flow.ingress_ports(&scratch.key);
-            if scratch.flow.has(FlowFlags::SNAT) {
-                flow::ensure_egress(tables, scratch, confirmed)?;
+            if met.leg.is_reply() {
+                // As a packet of that direction: egress writes them.
+                ports = (quote.dport, quote.sport);
             }
+            flow::want_halves(&met, &mut wanted);
             Addresses::Destination
         }
     };
-    rewrite(packet, &ip, l3, &quote, &scratch.flow.to, ports, which).ok_or(DropReason::Rewrite)?;
+    rewrite(packet, &ip, l3, &quote, &to, ports, which).ok_or(DropReason::Rewrite)?;
     tables.count(Counter::IcmpError);
     if hairpin {
         rewrite::turn_round(packet, l3)?;
         return Ok(Step::Reflect);
     }
-    Ok(Step::Translated)
+    Ok(flow::after(work, &wanted, Step::Translated))
 }
 
 /// Where the packet lies that an ICMPv6 redirect quotes (RFC 4861, section 4.5): in an option behind
@@ -144,42 +148,27 @@ fn quoted<F: Ip, P: PacketBuf>(packet: &P, l3: Offset) -> Option<Quote<F>> {
     })
 }
 
-/// Reads the flow entry for the direction that the error takes, and its key, into the scratch. Tells
-/// whether it is confirmed.
+/// The flow that an error is about, as a packet that takes the error's way would meet it.
 #[inline(always)]
-fn find<F: Ip, T: Tables<F>>(
+fn find<'a, F: Ip, T: Tables<F>>(
     tables: &T,
     quote: &Quote<F>,
     side: Side,
-    scratch: &mut Scratch<F>,
-) -> Option<bool> {
+    work: &'a mut Work<F>,
+) -> Option<Met<T::Cells, &'a Work<F>>> {
     let (ip, proto) = (&quote.ip, quote.transport.proto());
-    scratch.key = FlowKey::new(ip.daddr, ip.saddr, quote.dport, quote.sport, proto, side);
-    if let Some(place) = flow::fetch(tables, scratch) {
-        return Some(place.confirmed);
-    }
-    match side {
-        Side::ExternalIn => return None,
-        Side::PodIn => {
+    let tuple = Tuple::new(&ip.daddr, &ip.saddr, quote.dport, quote.sport, proto, side);
+    let mut what = Look::FRONTEND;
+    if side == Side::Out {
+        what = Look::LEAVES;
+    } else if tables.is_snat_port(quote.sport) {
+        what |= Look::REPLY;
+        if side == Side::PodIn {
             // See `slow_ingress`: a backend behind a pod interface that no slice says is local.
-            if !nat::in_snat_range(&tables.config(), quote.sport) {
-                return None;
-            }
-            scratch.key.side = Side::ExternalIn as u8;
-        }
-        Side::Out => {
-            // The stack itself reports a packet that it could not forward, between the two hooks of a
-            // flow with source translation and maybe before any reply: then the entry for the error's
-            // direction at this side is not there yet, but that of the packet leads to it.
-            scratch.key = FlowKey::new(ip.saddr, ip.daddr, quote.sport, quote.dport, proto, side);
-            flow::fetch(tables, scratch)?;
-            if scratch.flow.flags & (FlowFlags::EGRESS | FlowFlags::REPLY) != FlowFlags::EGRESS {
-                return None;
-            }
-            scratch.key = scratch.flow.partner_key(&scratch.key);
+            what |= Look::OUTSIDE;
         }
     }
-    flow::fetch(tables, scratch).map(|place| place.confirmed)
+    flow::looked_up(tables, &tuple, what, work)
 }
 
 /// Writes the translation into the outer header, the quoted headers and every checksum.

@@ -1,15 +1,48 @@
 //! A packet arrives: what belongs to a flow is translated, what may belong to none yet is left to
 //! [`open_ingress`](super::open_ingress).
 
+use super::flow::{self, Follow, Leg, Look, Met, Seen};
 use super::head::{FragmentPart, Parsed, plain_l4};
 use super::ip::Ip;
 use super::packet::{Offset, PacketBuf, SLOW_BYTES};
 use super::parse::{self, Fast};
 use super::rewrite::{self, Addresses};
-use super::tables::{FlowEntry, Tables};
+use super::tables::Tables;
 use super::verdict::{Hook, Outcome, Step};
-use super::{flow, fragment, icmp, nat, service, transmit};
-use crate::abi::{Counter, DropReason, FlowFlags, Scratch, Side, flow_check};
+use super::work::{Todo, Wanted};
+use super::{fragment, icmp, service, transmit};
+use crate::abi::{Counter, DropReason, FlowFlags};
+
+/// What a packet's ports say of it before any table of flows is looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Concern {
+    /// Its destination may be a frontend.
+    pub(super) frontend: bool,
+    /// It may answer a flow whose source this node translated.
+    pub(super) reply: bool,
+    /// From a pod to no frontend: its tuple may be taken.
+    pub(super) direct: bool,
+}
+
+impl Concern {
+    #[inline(always)]
+    pub(super) fn of<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, parsed: &Parsed<F>) -> Self {
+        let frontend = service::may_be_ours(tables, hook, parsed);
+        Concern {
+            frontend,
+            // Nothing begins with an answer, and no answer with a SYN.
+            reply: !parsed.is_syn() && tables.is_snat_port(parsed.dport),
+            direct: !frontend
+                && hook == Hook::Pod
+                && parsed.is_tcp()
+                && (parsed.is_syn() || tables.is_direct_port(parsed.dport)),
+        }
+    }
+    #[inline(always)]
+    const fn is_none(self) -> bool {
+        !(self.frontend | self.reply | self.direct)
+    }
+}
 
 /// One packet arrives, fast stage: translates what belongs to an established flow.
 #[inline(always)]
@@ -24,68 +57,64 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         Fast::Slow => return Ok(Step::Slow),
         Fast::Other => return Ok(Step::Pass),
     };
-    if !service::may_be_ours(tables, hook, &parsed) {
-        return Ok(unless_direct(tables, hook, &parsed));
+    let concern = Concern::of(tables, hook, &parsed);
+    if concern.is_none() {
+        return Ok(Step::Pass);
     }
-    let key = parsed.key(hook.side());
-    let Some(entry) = tables.flow(&key) else {
+    if concern.direct {
         return Ok(Step::Slow);
+    }
+    let tuple = parsed.tuple(hook.side());
+    let Some(met) = flow::arrived(tables, &tuple, concern.frontend, concern.reply) else {
+        // A reply may have to be looked for at another side, or to be dropped.
+        return Ok(if concern.reply {
+            Step::Slow
+        } else {
+            Step::Open
+        });
     };
-    let flow = entry.read();
-    let stamp = tables.stamp();
-    if flow.check != flow_check(&key) || parsed.is_syn() || flow.has(FlowFlags::HAIRPIN) {
+    let record = met.record();
+    let flags = record.flags;
+    if !flags.contains(FlowFlags::CONFIRMED)
+        || flags.contains(FlowFlags::HAIRPIN)
+        || !flow::is_ordinary(&parsed)
+    {
         return Ok(Step::Slow);
     }
-    // 0 is no service port. Counted where the packet is sent on, or two hooks would count it.
-    let mut service_id = 0;
-    if !flow.has(FlowFlags::REPLY)
-        && let Some(backend) = tables.backend(flow.backend)
-    {
-        if backend.generation() == flow.generation {
-            service_id = backend.service_id;
-        } else if parsed.is_udp() && !flow.has(FlowFlags::DIRECT) {
-            return Ok(Step::Slow);
-        }
+    if parsed.is_udp() && met.leg == Leg::Original && flow::backend_gone(tables, &record) {
+        return Ok(Step::Slow);
     }
+    if (hook.is_xdp() || met.leg.is_reply()) && flow::is_others(&record) {
+        return Ok(Step::Pass);
+    }
+    let stamp = tables.stamp();
     if hook.is_xdp() {
-        if !flow.has(FlowFlags::SNAT) {
+        if !flags.contains(FlowFlags::SNAT) {
             return Ok(Step::Pass);
         }
-        if flow.ifindex == 0 || flow::is_due(flow.stamp, stamp) {
+        let hop = met.hop();
+        if !hop.is_known() || flow::is_due(record.stamp, stamp) {
             // The next hop is looked up again whenever the time of use is written.
             return Ok(Step::Slow);
         }
         if !transmit::is_addressed(packet, tables) {
             return Ok(Step::Pass);
         }
-        let Some(device) = transmit::transmitter(tables, &parsed, flow.ifindex) else {
+        let Some(device) = transmit::transmitter(tables, &parsed, hop.slot) else {
             return Ok(Step::Pass);
         };
-        flow::note(&entry, &flow, parsed.tcp_flags, stamp);
-        flow::count_original(tables, service_id, packet.len());
-        rewrite::translate(
-            packet,
-            &parsed,
-            &flow.to,
-            (flow.to.sport, flow.to.dport),
-            Addresses::Both,
-        )?;
-        rewrite::forward::<F, P>(packet, l3, flow.dmac, device)?;
-        tables.count(Counter::XdpTranslated);
-        return Ok(Step::Transmit(flow.ifindex));
+        flow::track(packet, &parsed, &met);
+        flow::count_original(tables, &met, packet.len());
+        return transmit::transmit(packet, tables, &parsed, &met.to(), hop.mac, &device);
     }
-    if flow.flags & (FlowFlags::SNAT | FlowFlags::HAS_EGRESS) == FlowFlags::SNAT {
+    if flags & (FlowFlags::SNAT | FlowFlags::BY_HALVES) == FlowFlags::SNAT {
         return Ok(Step::Slow);
     }
-    flow::note(&entry, &flow, parsed.tcp_flags, stamp);
-    flow::count_original(tables, service_id, packet.len());
-    rewrite::translate(
-        packet,
-        &parsed,
-        &flow.to,
-        flow.ingress_ports(&key),
-        Addresses::Destination,
-    )?;
+    flow::touch(met.cells, record.stamp, stamp);
+    flow::track(packet, &parsed, &met);
+    flow::count_original(tables, &met, packet.len());
+    let (to, ports) = halved(&met, &parsed);
+    rewrite::translate(packet, &parsed, &to, ports, Addresses::Destination)?;
     tables.count(ingress_counter(hook));
     Ok(Step::Translated)
 }
@@ -100,77 +129,77 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     hook: Hook,
 ) -> Outcome {
     packet.linear(SLOW_BYTES);
-    let parsed = match arrived(packet, tables, l3, hook)? {
-        Arrived::Packet { parsed, .. } => parsed,
+    let (parsed, concern) = match arrived(packet, tables, l3, hook)? {
+        Arrived::Packet { parsed, concern } => (parsed, concern),
         Arrived::Step(step) => return Ok(step),
     };
-    let mut guard = tables.scratch().ok_or(DropReason::FlowInsert)?;
-    let scratch = &mut *guard;
-    scratch.key = parsed.key(hook.side());
-    let mut place = flow::fetch(tables, scratch);
-    if place.is_none() && hook == Hook::Pod && nat::in_snat_range(&tables.config(), parsed.dport) {
-        // A backend behind a pod interface that no slice says is local (hand-written, semantics 28.50).
-        scratch.key.side = Side::ExternalIn as u8;
-        place = flow::fetch(tables, scratch);
+    let mut what = Look::NONE;
+    if concern.frontend | concern.direct {
+        what |= Look::FRONTEND;
     }
-    let Some(place) = place else {
-        return Ok(Step::Open);
+    if concern.reply {
+        what |= Look::REPLY;
+        if hook == Hook::Pod {
+            // A backend behind a pod interface that no slice says is local (hand-written, semantics 28.50): what is found
+            // is a flow to this very sender.
+            what |= Look::OUTSIDE;
+        }
+    }
+    let mut guard = tables.scratch().ok_or(DropReason::FlowBusy)?;
+    let work = &mut *guard;
+    let Some(met) = flow::looked_up(tables, &parsed.tuple(hook.side()), what, work) else {
+        return Ok(if what.contains(Look::FRONTEND) {
+            Step::Open
+        } else {
+            Step::Pass
+        });
     };
-    if hook.is_xdp() && !scratch.flow.has(FlowFlags::SNAT) {
+    let record = met.record();
+    if (hook.is_xdp() && !record.flags.contains(FlowFlags::SNAT))
+        || ((hook.is_xdp() || met.leg.is_reply()) && flow::is_others(&record))
+    {
         return Ok(Step::Pass);
     }
-    if flow::is_stale(tables, &parsed, scratch) {
-        flow::forget(tables, scratch);
-        return Ok(Step::Open);
-    }
-    if !place.confirmed && !flow::ensure_reply(tables, scratch) {
-        flow::forget_own(tables, scratch);
-        return Ok(Step::Open);
+    let mut wanted = Wanted::default();
+    match flow::follow(packet, tables, &parsed, &met, &mut wanted)? {
+        Follow::Go => {}
+        Follow::Leave if wanted.todo.contains(Todo::DELETE) => {
+            return Ok(flow::after(work, &wanted, Step::Pass));
+        }
+        // What comes to a port that this node took for a flow, and is not that flow's, is nobody's.
+        Follow::Leave => return Err(DropReason::StrayReply),
+        Follow::Over => {
+            tables.count(Counter::Reselected);
+            wanted.todo |= Todo::DELETE;
+            return Ok(flow::after(work, &wanted, Step::Open));
+        }
     }
     if parsed.ip.fragment == FragmentPart::First {
         fragment::remember(tables, &parsed, hook.side());
     }
-    let last_use = scratch.flow.stamp;
-    flow::note(&place.entry, &scratch.flow, parsed.tcp_flags, last_use);
-    let moved = flow::confirm(tables, &parsed, scratch, place.confirmed);
-    // The place of a flow that was moved may belong to another flow by now.
-    let entry = if moved { None } else { Some(place.entry) };
-    let mut service_id = 0;
-    if !scratch.flow.has(FlowFlags::REPLY)
-        && let Some(backend) = tables.backend(scratch.flow.backend)
-        && backend.generation() == scratch.flow.generation
-    {
-        service_id = backend.service_id;
+    if flow::is_ordinary(&parsed) {
+        flow::track(packet, &parsed, &met);
     }
     let bytes = packet.len();
-    if hook.is_xdp() {
-        let outcome =
-            transmit::transmit_found(packet, tables, &parsed, &scratch.flow, entry, last_use);
-        if matches!(outcome, Ok(Step::Transmit(_))) {
-            flow::count_original(tables, service_id, bytes);
+    let step = if hook.is_xdp() {
+        let step = transmit::transmit_found(packet, tables, &parsed, &met, &mut wanted)?;
+        if matches!(step, Step::Transmit(_)) {
+            flow::count_original(tables, &met, bytes);
         }
-        return outcome;
-    }
-    flow::count_original(tables, service_id, bytes);
-    if scratch.flow.has(FlowFlags::SNAT) {
-        flow::ensure_egress(tables, scratch, place.confirmed || moved)?;
-    }
-    if let Some(entry) = entry {
-        if place.confirmed && scratch.flow.has(FlowFlags::SNAT) {
-            entry.add_flags(FlowFlags::HAS_EGRESS);
-        }
-        let stamp = tables.stamp();
-        if flow::is_due(last_use, stamp) {
-            entry.set_stamp(stamp);
-        }
-    }
-    carry(packet, tables, &parsed, scratch, hook)
+        step
+    } else {
+        flow::count_original(tables, &met, bytes);
+        flow::want_halves(&met, &mut wanted);
+        flow::touch(met.cells, met.record().stamp, tables.stamp());
+        carry(packet, tables, &parsed, &met, hook)?
+    };
+    Ok(flow::after(work, &wanted, step))
 }
 
 /// A packet of the slow stages.
 pub(super) enum Arrived<F: Ip> {
-    /// To be looked up; `direct`: it is no Service's, but its tuple may be taken.
-    Packet { parsed: Parsed<F>, direct: bool },
+    /// To be looked up.
+    Packet { parsed: Parsed<F>, concern: Concern },
     /// Decided without a look at the tables.
     Step(Step),
 }
@@ -204,42 +233,49 @@ pub(super) fn arrived<F: Ip, P: PacketBuf, T: Tables<F>>(
         }
         return Ok(Arrived::Step(Step::Pass));
     }
-    let direct = !service::may_be_ours(tables, hook, &parsed);
-    if direct && unless_direct(tables, hook, &parsed) == Step::Pass {
+    let concern = Concern::of(tables, hook, &parsed);
+    if concern.is_none() {
         return Ok(Arrived::Step(Step::Pass));
     }
-    Ok(Arrived::Packet { parsed, direct })
+    Ok(Arrived::Packet { parsed, concern })
 }
 
-/// What is to be done with a packet that is no Service's: from a pod, its tuple may be taken.
+/// What tc writes at ingress: the destination address, and of the original direction both ports. The other half is
+/// egress'.
 #[inline(always)]
-fn unless_direct<F: Ip, T: Tables<F>>(tables: &T, hook: Hook, parsed: &Parsed<F>) -> Step {
-    if hook == Hook::Pod
-        && parsed.is_tcp()
-        && (parsed.is_syn() || tables.is_direct_port(parsed.dport))
-    {
-        return Step::Slow;
-    }
-    Step::Pass
+fn halved<F: Ip, C, R: Seen<F>>(
+    met: &Met<C, R>,
+    parsed: &Parsed<F>,
+) -> (
+    crate::abi::Translation<F>,
+    (crate::abi::Be16, crate::abi::Be16),
+) {
+    let to = met.to();
+    let ports = if met.leg.is_reply() {
+        (parsed.sport, parsed.dport)
+    } else {
+        (to.sport, to.dport)
+    };
+    (to, ports)
 }
 
 /// Translates a packet at tc and lets the stack go on with it.
 #[inline(always)]
-pub(super) fn carry<F: Ip, P: PacketBuf, T: Tables<F>>(
+fn carry<F: Ip, P: PacketBuf, T: Tables<F>, C, R: Seen<F>>(
     packet: &mut P,
     tables: &T,
     parsed: &Parsed<F>,
-    scratch: &Scratch<F>,
+    met: &Met<C, R>,
     hook: Hook,
 ) -> Outcome {
-    let flow = &scratch.flow;
-    let hairpin = flow.has(FlowFlags::HAIRPIN);
-    let (ports, which) = if hairpin {
-        ((flow.to.sport, flow.to.dport), Addresses::Both)
-    } else {
-        (flow.ingress_ports(&scratch.key), Addresses::Destination)
-    };
-    rewrite::translate(packet, parsed, &flow.to, ports, which)?;
+    let hairpin = met.record().flags.contains(FlowFlags::HAIRPIN);
+    let (to, mut ports) = halved(met, parsed);
+    let mut which = Addresses::Destination;
+    if hairpin {
+        ports = (to.sport, to.dport);
+        which = Addresses::Both;
+    }
+    rewrite::translate(packet, parsed, &to, ports, which)?;
     if parsed.ip.fragment == FragmentPart::Later {
         tables.count(Counter::Fragment);
     }

@@ -3,7 +3,8 @@
 use super::head::{FragmentPart, IpHead, Parsed};
 use super::packet::{Offset, PacketBuf};
 use crate::abi::{Addr4, Addr6, Config, Interface, proto};
-use crate::family::{Family, V4, V6};
+use crate::family::{V4, V6};
+use crate::flow_table::TableFamily;
 use crate::wire::checksum::Diff;
 use crate::wire::{Ipv4, Ipv6, Ipv6Ext, Ipv6Fragment, next_header};
 
@@ -26,7 +27,7 @@ fn extra<F: Ip>(packet: &Parsed<F>, plain: u32) -> u16 {
 }
 
 /// A family that packets are made of.
-pub trait Ip: Family {
+pub trait Ip: TableFamily {
     /// ICMP or ICMPv6.
     const ICMP: u8;
     /// Reads a header without options, extension headers and fragmentation; `None` for any other.

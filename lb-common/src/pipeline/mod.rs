@@ -6,6 +6,7 @@
 //! one after the other ([`run_ingress`], [`run_egress`]), so that every case runs through both.
 
 pub mod affinity;
+mod commit;
 mod egress;
 pub mod flow;
 mod fragment;
@@ -14,6 +15,7 @@ pub mod head;
 pub mod icmp;
 mod ingress;
 pub mod ip;
+mod leg;
 pub mod nat;
 mod open;
 pub mod packet;
@@ -26,10 +28,14 @@ pub mod socket;
 pub mod tables;
 mod transmit;
 pub mod verdict;
+pub mod work;
+mod write;
 
+pub use commit::commit;
 pub use egress::{egress, slow_egress};
 pub use ingress::{ingress, slow_ingress};
 pub use open::open_ingress;
+pub use write::write;
 
 #[cfg(not(target_arch = "bpf"))]
 use {
@@ -50,17 +56,19 @@ pub fn run_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     hook: Hook,
 ) -> Outcome {
     let mut outcome = ingress::<F, P, T>(packet, tables, l3, hook);
-    if outcome == Ok(Step::Slow) {
-        outcome = slow_ingress::<F, P, T>(packet, tables, l3, hook);
+    // At most: slow, commit of a flow that is over, open, write, slow, commit.
+    for _ in 0..8 {
+        outcome = match outcome {
+            Ok(Step::Slow) => slow_ingress::<F, P, T>(packet, tables, l3, hook),
+            Ok(Step::Open) => open_ingress::<F, P, T>(packet, tables, l3, hook),
+            Ok(Step::Write) => write::<F, T>(tables),
+            Ok(Step::Commit) => commit::<F, T>(tables),
+            Ok(Step::Refuse) => return refuse::refuse::<F, P, T>(packet, tables, l3),
+            Ok(Step::Icmp) => icmp::translate::<F, P, T>(packet, tables, l3, hook.side()),
+            _ => return outcome,
+        }
     }
-    if outcome == Ok(Step::Open) {
-        outcome = open_ingress::<F, P, T>(packet, tables, l3, hook);
-    }
-    match outcome {
-        Ok(Step::Refuse) => refuse::refuse::<F, P, T>(packet, tables, l3),
-        Ok(Step::Icmp) => icmp::translate::<F, P, T>(packet, tables, l3, hook.side()),
-        _ => outcome,
-    }
+    outcome
 }
 
 /// One packet leaves: every stage that it needs.
@@ -71,11 +79,13 @@ pub fn run_egress<F: Ip, P: PacketBuf, T: Tables<F>>(
     l3: Offset,
 ) -> Outcome {
     let mut outcome = egress::<F, P, T>(packet, tables, l3);
-    if outcome == Ok(Step::Slow) {
-        outcome = slow_egress::<F, P, T>(packet, tables, l3);
-    }
-    if outcome == Ok(Step::Icmp) {
-        return icmp::translate::<F, P, T>(packet, tables, l3, Side::Out);
+    for _ in 0..4 {
+        outcome = match outcome {
+            Ok(Step::Slow) => slow_egress::<F, P, T>(packet, tables, l3),
+            Ok(Step::Commit) => commit::<F, T>(tables),
+            Ok(Step::Icmp) => icmp::translate::<F, P, T>(packet, tables, l3, Side::Out),
+            _ => return outcome,
+        }
     }
     outcome
 }

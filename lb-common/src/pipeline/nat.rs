@@ -2,9 +2,8 @@
 
 use super::ip::Ip;
 use super::verdict::Hook;
-use crate::abi::{
-    Backend, BackendFlags, Be16, Config, FlowFlags, ModeFlags, PortRange, Service, ServiceFlags,
-};
+use crate::abi::{Backend, BackendFlags, FlowFlags, ModeFlags, Service, ServiceFlags};
+use crate::flow_table::Hop;
 
 /// How the source of a new flow is to be handled.
 #[repr(u32)]
@@ -60,18 +59,8 @@ pub struct Source<F: Ip> {
     pub nat: Nat,
     /// The node's address that takes its place, where it does.
     pub addr: F::Addr,
-    /// Ports for source translation.
-    pub ports: PortRange,
-    /// Next hop for XDP: interface and link-layer address; 0 unknown.
-    pub ifindex: u32,
-    /// See `ifindex`.
-    pub dmac: crate::abi::MacAddr,
-    /// Flags to set in the original entry.
+    /// Next hop for XDP, where one is known.
+    pub hop: Hop,
+    /// Flags to set.
     pub flags: FlowFlags,
-}
-
-/// Whether this node may have given the port to a flow with source translation.
-#[inline(always)]
-pub fn in_snat_range(config: &Config, port: Be16) -> bool {
-    config.snat_ports.contains(port.to_host())
 }

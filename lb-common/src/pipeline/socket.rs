@@ -107,8 +107,8 @@ where
 }
 
 /// sendmsg that names its destination: translates one datagram. The socket keeps its backend for the
-/// dialled address until that backend is gone (semantics 17.2). IPv4-mapped addresses come to the IPv4
-/// hook: the kernel hands such a datagram over before it asks the IPv6 one.
+/// dialled address until that backend is gone or the address is another's (semantics 17.2, 17.3). IPv4-mapped addresses come to
+/// the IPv4 hook: the kernel hands such a datagram over before it asks the IPv6 one.
 #[inline(always)]
 pub fn send<F, C, T>(call: &mut C, tables: &T) -> SocketOutcome
 where
@@ -125,8 +125,15 @@ where
     }
     let cookie = call.cookie();
     let dialled = key::<F>(cookie, &daddr, dport, OriginKind::Dialled, Transport::Udp);
-    // Whoever has an entry passed the check of its namespace when the entry was made.
-    if let Some(kept) = tables.origin(&dialled)
+    let found = match lookup(tables, &daddr, dport, Transport::Udp) {
+        Some(found) => found,
+        None => return Ok(SocketVerdict::Pass),
+    };
+    // Whoever has an entry passed the check of its namespace when the entry was made. A frontend that is another
+    // service port's by now has other backends (semantics 17.3).
+    if let Found::Service(service) = &found
+        && let Some(kept) = tables.origin(&dialled)
+        && kept.service_id == service.id
         && let Some(backend) = tables.backend(kept.backend)
         && backend.service_id == kept.service_id
         && backend.generation() == kept.generation
@@ -135,10 +142,6 @@ where
         tables.count(Counter::SocketSend);
         return Ok(SocketVerdict::Translated);
     }
-    let found = match lookup(tables, &daddr, dport, Transport::Udp) {
-        Some(found) => found,
-        None => return Ok(SocketVerdict::Pass),
-    };
     let choice = match choose(call, tables, found, Transport::Udp, cookie)? {
         Chosen::Backend(choice) => choice,
         Chosen::Verdict(verdict) => return Ok(verdict),

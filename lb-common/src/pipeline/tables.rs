@@ -2,67 +2,54 @@
 
 use core::ops::DerefMut;
 
+use super::ip::Ip;
+use super::leg::Leg;
+use super::work::Work;
 use crate::abi::{
-    Affinity, AffinityKey, Backend, Be16, Config, Counter, Event, Flow, FlowFlags, FlowKey,
-    Fragment, FragmentKey, Interface, InterfaceRole, MacAddr, Scratch, Service, ServiceKey,
-    Transport, XdpDevice,
+    Affinity, AffinityKey, Backend, Be16, Config, Counter, Event, Fragment, FragmentKey, Interface,
+    InterfaceRole, Service, ServiceKey, Transport, XdpDevice,
 };
-use crate::family::Family;
-
-/// How an insertion of a new key ended.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Insert {
-    /// The entry is there.
-    Done,
-    /// The key was taken.
-    Exists,
-    /// No room or no memory.
-    Failed,
-}
-
-/// An entry of `flows_*` or `openings_*` in its place. State is changed through it, and only when it
-/// changes; another CPU may do the same.
-pub trait FlowEntry<F: Family> {
-    /// A copy of the entry. Compare [`Flow::check`] before believing it.
-    fn read(&self) -> Flow<F>;
-    /// Its flags alone.
-    fn flags(&self) -> FlowFlags;
-    /// Its time of use alone.
-    fn stamp(&self) -> u32;
-    /// Sets flags, none is taken away.
-    fn add_flags(&self, flags: FlowFlags);
-    /// Notes the time of use.
-    fn set_stamp(&self, stamp: u32);
-    /// Notes the next hop for XDP.
-    fn set_next_hop(&self, ifindex: u32, dmac: MacAddr);
-}
+use crate::flow_table::{Change, Derived, Found, Insert, RecordCells, Room, TableFamily, Tuple};
 
 /// The maps of one family, and the clocks.
-pub trait Tables<F: Family> {
-    /// An entry in place.
-    type Entry: FlowEntry<F>;
-    /// Room to put a new flow together.
-    type Scratch: DerefMut<Target = Scratch<F>>;
+pub trait Tables<F: TableFamily> {
+    /// A record's place.
+    type Cells: RecordCells<F>;
+    /// The flow in work.
+    type Scratch: DerefMut<Target = Work<F>>;
 
-    /// Whether a destination port may be ours (`port_filter`).
+    /// Whether a destination port may be a frontend's (`port_filter`).
     fn may_be_ours(&self, transport: Transport, port: Be16) -> bool;
+    /// Whether source translation may take a port.
+    fn is_snat_port(&self, port: Be16) -> bool;
     /// Whether a direct connection to this port got a flow of its own.
     fn is_direct_port(&self, port: Be16) -> bool;
     /// Notes that one did.
     fn note_direct_port(&self, port: Be16);
-    /// A confirmed flow.
-    fn flow(&self, key: &FlowKey<F>) -> Option<Self::Entry>;
-    /// A flow that is not confirmed.
-    fn opening(&self, key: &FlowKey<F>) -> Option<Self::Entry>;
-    /// Adds to `flows_*` unless the key is there.
-    fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert;
-    /// Adds to `openings_*` unless the key is there.
-    fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert;
-    /// Removes from `flows_*`.
-    fn remove_flow(&self, key: &FlowKey<F>);
-    /// Removes from `openings_*`.
-    fn remove_opening(&self, key: &FlowKey<F>);
+    /// A flow by its original tuple.
+    fn flow(&self, original: &Tuple<F>) -> Option<Found<F, Self::Cells>>;
+    /// A flow by a tuple that is derived from it.
+    fn flow_by(&self, derived: &Tuple<F>) -> Option<(Found<F, Self::Cells>, Derived)>;
+    /// [`look_by_original`](super::flow::look_by_original): slow stages call it out of line.
+    fn look(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg>;
+    /// [`look_by_derived`](super::flow::look_by_derived), in the same way.
+    fn look_by(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg>;
+    /// The place of a record that [`Tables::look`] found.
+    fn cells(&self, number: u32) -> Option<Self::Cells>;
+    /// Makes a flow of the words of a record, as an opening.
+    fn insert_flow(&self, words: &F::Words, stamp: u32) -> Room;
+    /// Changes a flow. False: it is gone, or busy.
+    fn change_flow(&self, original: &Tuple<F>, change: Change, stamp: u32) -> bool;
+    /// Deletes a flow. False: it is gone, or busy.
+    fn delete_flow(&self, original: &Tuple<F>) -> bool;
+    /// Lets a flow be found between tc's hooks, too.
+    fn halve_flow(&self, original: &Tuple<F>) -> Insert;
+    /// Whether the tuple of a record's replies is free, or was some flow's that is over and gave way.
+    fn is_free(&self, words: &F::Words, stamp: u32, age: u32) -> bool;
+    /// Keeps a tuple from every flow for a while.
+    fn reserve(&self, tuple: &Tuple<F>, stamp: u32);
+    /// Whether it is kept.
+    fn is_reserved(&self, tuple: &Tuple<F>) -> bool;
     /// A frontend as it stands in the map; compare [`Service::check`] before believing it.
     fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
     /// A backend; `None` past the end of the table.
@@ -85,9 +72,15 @@ pub trait Tables<F: Family> {
     fn xdp_device(&self, ifindex: u32) -> Option<XdpDevice>;
     /// The configuration.
     fn config(&self) -> Config;
-    /// A per-CPU place to put a new flow together; packet hooks do not nest on a CPU.
+    /// An interface that XDP transmits by, by its slot.
+    fn xdp_device_at(&self, slot: u8) -> Option<XdpDevice>;
+    /// Whether an address is this node's own (`node_addrs_*`).
+    fn is_node_addr(&self, addr: F::Addr) -> bool;
+    /// A number that nobody can foresee.
+    fn random(&self) -> u32;
+    /// The flow in work, per CPU; packet hooks do not nest on a CPU.
     fn scratch(&self) -> Option<Self::Scratch>;
-    /// This moment in the unit of [`Flow::stamp`].
+    /// This moment in the unit of [`Record::stamp`](crate::flow_table::Record::stamp).
     fn stamp(&self) -> u32;
     /// CLOCK_MONOTONIC in nanoseconds.
     fn now_ns(&self) -> u64;
@@ -97,7 +90,7 @@ pub trait Tables<F: Family> {
     fn count_service_packet(&self, service_id: u32, bytes: u32);
     /// Counts a new flow.
     fn count_service_flow(&self, service_id: u32);
-    /// Reports at debug level.
+    /// Reports an event; who calls asks whether anybody wants it.
     fn event(&self, event: &Event);
     /// Takes a token of the refusal limit; false when there is none.
     fn may_refuse(&self) -> bool;
@@ -105,7 +98,7 @@ pub trait Tables<F: Family> {
 
 /// Whether a pod is behind an interface.
 #[inline(always)]
-pub fn is_pod_interface<F: Family, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
+pub fn is_pod_interface<F: Ip, T: Tables<F>>(tables: &T, ifindex: u32) -> bool {
     tables
         .interface(ifindex)
         .is_some_and(|interface| interface.role == InterfaceRole::Pod as u8)

@@ -46,6 +46,10 @@ pub enum Step {
     Slow,
     /// Has no flow: to be looked at by [`super::open_ingress`].
     Open,
+    /// The flow in work is new: to be written by [`super::write()`].
+    Write,
+    /// The table is to be changed by [`super::commit()`], which knows how the packet goes on.
+    Commit,
     /// To be refused by [`super::refuse::refuse`].
     Refuse,
     /// An ICMP message, for [`super::icmp::translate`].

@@ -9,6 +9,8 @@ use lb_common::abi::MacAddr;
 use lb_common::family::{Address, Family};
 use lb_common::pipeline::packet::NextHop;
 
+use crate::maps::FIB;
+
 /// Address families of the kernel.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -23,8 +25,11 @@ pub(crate) fn lookup<F: Family>(
     proto: u8,
     ip_len: u16,
 ) -> Option<NextHop> {
+    let place = FIB.get_ptr_mut(0)?;
+    // SAFETY: a map value of this CPU; hooks do not nest on a CPU.
+    let params = unsafe { &mut *place };
     // SAFETY: all zero is a valid value of this struct of integers.
-    let mut params: Params = unsafe { core::mem::zeroed() };
+    *params = unsafe { core::mem::zeroed() };
     params.family = if F::IS_V6 { AF_INET6 } else { AF_INET };
     params.l4_protocol = proto;
     params.__bindgen_anon_1.tot_len = ip_len;
@@ -38,8 +43,8 @@ pub(crate) fn lookup<F: Family>(
         params.__bindgen_anon_3.ipv4_src = saddr.word(0);
         params.__bindgen_anon_4.ipv4_dst = daddr.word(0);
     }
-    // SAFETY: the context is this program's, the parameters lie on its stack with the size given.
-    let code = unsafe { bpf_fib_lookup(ctx, &mut params, size_of::<Params>() as i32, 0) };
+    // SAFETY: the context is this program's, the parameters lie there with the size given.
+    let code = unsafe { bpf_fib_lookup(ctx, place, size_of::<Params>() as i32, 0) };
     let code = u32::try_from(code).ok()?;
     match code {
         BPF_FIB_LKUP_RET_SUCCESS => Some(NextHop {

@@ -3,14 +3,19 @@
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use lb_common::abi::{
-    Addr4, Addr6, Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event, Flow,
-    FlowKey, Fragment, FragmentKey, Interface, Service, ServiceKey, SocketOrigin, SocketOriginKey,
+    Addr4, Addr6, Affinity, AffinityKey, Backend, Be16, Config, Counter, DropReason, Event,
+    Fragment, FragmentKey, Interface, Service, ServiceKey, SocketOrigin, SocketOriginKey,
     SocketPeer, Transport, XdpDevice,
 };
+use lb_common::flow_table::{Change, Derived, Found, Insert, Room, Tuple};
+use lb_common::pipeline::flow::Leg;
+use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::socket::{SocketCall, SocketTables};
-use lb_common::pipeline::tables::{Insert, Tables};
+use lb_common::pipeline::tables::Tables;
+use lb_common::pipeline::work::Work;
 use lb_common::{V4, V6};
 
+use crate::look::LookFunctions;
 use crate::maps::{COUNTERS, FamilyMaps, SERVICE_STATS, SOCKET_ORIGINS, SOCKET_PEERS};
 use crate::tables::Kernel;
 
@@ -254,20 +259,27 @@ macro_rules! as_kernel {
     };
 }
 
-impl<F: FamilyMaps> Tables<F> for PreemptibleKernel {
-    type Entry = <Kernel as Tables<F>>::Entry;
+impl<F: Ip + FamilyMaps + LookFunctions> Tables<F> for PreemptibleKernel {
+    type Cells = <Kernel as Tables<F>>::Cells;
     type Scratch = <Kernel as Tables<F>>::Scratch;
 
     as_kernel! {
         fn may_be_ours(&self, transport: Transport, port: Be16) -> bool;
+        fn is_snat_port(&self, port: Be16) -> bool;
         fn is_direct_port(&self, port: Be16) -> bool;
         fn note_direct_port(&self, port: Be16);
-        fn flow(&self, key: &FlowKey<F>) -> Option<Self::Entry>;
-        fn opening(&self, key: &FlowKey<F>) -> Option<Self::Entry>;
-        fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert;
-        fn insert_opening(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insert;
-        fn remove_flow(&self, key: &FlowKey<F>);
-        fn remove_opening(&self, key: &FlowKey<F>);
+        fn flow(&self, original: &Tuple<F>) -> Option<Found<F, Self::Cells>>;
+        fn flow_by(&self, derived: &Tuple<F>) -> Option<(Found<F, Self::Cells>, Derived)>;
+        fn look(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg>;
+        fn look_by(&self, tuple: &Tuple<F>, work: &mut Work<F>) -> Option<Leg>;
+        fn cells(&self, number: u32) -> Option<Self::Cells>;
+        fn insert_flow(&self, words: &F::Words, stamp: u32) -> Room;
+        fn change_flow(&self, original: &Tuple<F>, change: Change, stamp: u32) -> bool;
+        fn delete_flow(&self, original: &Tuple<F>) -> bool;
+        fn halve_flow(&self, original: &Tuple<F>) -> Insert;
+        fn is_free(&self, words: &F::Words, stamp: u32, age: u32) -> bool;
+        fn reserve(&self, tuple: &Tuple<F>, stamp: u32);
+        fn is_reserved(&self, tuple: &Tuple<F>) -> bool;
         fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
         fn backend(&self, id: u32) -> Option<Backend<F>>;
         fn selection_row(&self, row: u32) -> u32;
@@ -278,6 +290,9 @@ impl<F: FamilyMaps> Tables<F> for PreemptibleKernel {
         fn set_fragment(&self, key: &FragmentKey<F>, value: &Fragment);
         fn interface(&self, ifindex: u32) -> Option<Interface>;
         fn xdp_device(&self, ifindex: u32) -> Option<XdpDevice>;
+        fn xdp_device_at(&self, slot: u8) -> Option<XdpDevice>;
+        fn is_node_addr(&self, addr: F::Addr) -> bool;
+        fn random(&self) -> u32;
         fn config(&self) -> Config;
         fn stamp(&self) -> u32;
         fn now_ns(&self) -> u64;

@@ -7,16 +7,18 @@ use aya_ebpf::programs::TcContext;
 use lb_common::abi::{DropReason, Side};
 use lb_common::family::Family;
 use lb_common::pipeline::icmp::translate;
-use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::{Offset, PacketBuf};
 use lb_common::pipeline::refuse::refuse;
 use lb_common::pipeline::verdict::{Hook, Outcome, Step};
-use lb_common::pipeline::{egress, ingress, open_ingress, slow_egress, slow_ingress};
+use lb_common::pipeline::{
+    commit, egress, ingress, open_ingress, slow_egress, slow_ingress, write,
+};
 use lb_common::wire::{W32, ethertype};
 use lb_common::{V4, V6};
 
 use crate::ctx::tc::TcPacket;
-use crate::maps::{FamilyMaps, TAILS_TC};
+use crate::maps::TAILS_TC;
+use crate::programs::PacketFamily;
 use crate::tables::{Kernel, clock as read_clock, count_drop};
 
 /// Slots of `tails_tc`, IPv4; IPv6 is the next one (`names::programs::TAILS_TC_SLOTS`).
@@ -27,6 +29,8 @@ const REFUSE: u32 = 6;
 const ICMP: u32 = 8;
 const OPEN_EXTERNAL: u32 = 10;
 const OPEN_POD: u32 = 12;
+const WRITE: u32 = 14;
+const COMMIT: u32 = 16;
 
 /// Which fast path an entry point runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,14 @@ impl Way {
             Way::External => SLOW_EXTERNAL,
             Way::Pod => SLOW_POD,
             Way::Out => SLOW_OUT,
+        }
+    }
+    /// Nothing opens at egress.
+    #[inline(always)]
+    const fn open_slot(self) -> u32 {
+        match self {
+            Way::Pod => OPEN_POD,
+            Way::External | Way::Out => OPEN_EXTERNAL,
         }
     }
     #[inline(always)]
@@ -171,28 +183,64 @@ pub fn tc_pod_open_v6(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn tc_refuse_v4(ctx: TcContext) -> i32 {
-    answer::<V4>(&ctx)
+    anywhere::<V4>(&ctx, |packet, l3, _| {
+        refuse::<V4, _, _>(packet, &Kernel, l3)
+    })
 }
 
 /// A packet that nobody serves, IPv6.
 #[classifier]
 #[inline(always)]
 pub fn tc_refuse_v6(ctx: TcContext) -> i32 {
-    answer::<V6>(&ctx)
+    anywhere::<V6>(&ctx, |packet, l3, _| {
+        refuse::<V6, _, _>(packet, &Kernel, l3)
+    })
 }
 
 /// An ICMP message at any side.
 #[classifier]
 #[inline(always)]
 pub fn tc_icmp_v4(ctx: TcContext) -> i32 {
-    icmp::<V4>(&ctx)
+    anywhere::<V4>(&ctx, |packet, l3, side| {
+        translate::<V4, _, _>(packet, &Kernel, l3, side)
+    })
 }
 
 /// An ICMPv6 message at any side.
 #[classifier]
 #[inline(always)]
 pub fn tc_icmp_v6(ctx: TcContext) -> i32 {
-    icmp::<V6>(&ctx)
+    anywhere::<V6>(&ctx, |packet, l3, side| {
+        translate::<V6, _, _>(packet, &Kernel, l3, side)
+    })
+}
+
+/// A new flow is written, IPv4.
+#[classifier]
+#[inline(always)]
+pub fn tc_write_v4(ctx: TcContext) -> i32 {
+    anywhere::<V4>(&ctx, |_, _, _| write::<V4, _>(&Kernel))
+}
+
+/// A new flow is written, IPv6.
+#[classifier]
+#[inline(always)]
+pub fn tc_write_v6(ctx: TcContext) -> i32 {
+    anywhere::<V6>(&ctx, |_, _, _| write::<V6, _>(&Kernel))
+}
+
+/// The table is changed behind a packet, IPv4.
+#[classifier]
+#[inline(always)]
+pub fn tc_commit_v4(ctx: TcContext) -> i32 {
+    anywhere::<V4>(&ctx, |_, _, _| commit::<V4, _>(&Kernel))
+}
+
+/// The table is changed behind a packet, IPv6.
+#[classifier]
+#[inline(always)]
+pub fn tc_commit_v6(ctx: TcContext) -> i32 {
+    anywhere::<V6>(&ctx, |_, _, _| commit::<V6, _>(&Kernel))
 }
 
 /// Reads the kernel's clocks into the first 16 bytes of the packet; run by the agent, never attached.
@@ -238,21 +286,20 @@ fn by_family(ctx: &TcContext, l3: Offset, way: Way) -> i32 {
 }
 
 #[inline(always)]
-fn fast<F: Ip + FamilyMaps>(ctx: &TcContext, packet: &mut TcPacket, l3: Offset, way: Way) -> i32 {
+fn fast<F: PacketFamily>(ctx: &TcContext, packet: &mut TcPacket, l3: Offset, way: Way) -> i32 {
     let outcome = match way {
         Way::External => ingress::<F, _, _>(packet, &Kernel, l3, Hook::External),
         Way::Pod => ingress::<F, _, _>(packet, &Kernel, l3, Hook::Pod),
         Way::Out => egress::<F, _, _>(packet, &Kernel, l3),
     };
-    if outcome == Ok(Step::Slow) {
+    if matches!(outcome, Ok(Step::Slow | Step::Open)) {
         packet.leave_note(l3, way.side() as u32);
-        return tail::<F>(ctx, way.slow_slot());
     }
-    finish::<F>(ctx, packet, outcome)
+    finish::<F>(ctx, packet, way, outcome)
 }
 
 #[inline(always)]
-fn slow<F: Ip + FamilyMaps>(ctx: &TcContext, way: Way) -> i32 {
+fn slow<F: PacketFamily>(ctx: &TcContext, way: Way) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let (l3, _) = packet.note();
     let outcome = match way {
@@ -260,62 +307,62 @@ fn slow<F: Ip + FamilyMaps>(ctx: &TcContext, way: Way) -> i32 {
         Way::Pod => slow_ingress::<F, _, _>(&mut packet, &Kernel, l3, Hook::Pod),
         Way::Out => slow_egress::<F, _, _>(&mut packet, &Kernel, l3),
     };
-    if outcome == Ok(Step::Open) {
-        return tail::<F>(
-            ctx,
-            if way == Way::Pod {
-                OPEN_POD
-            } else {
-                OPEN_EXTERNAL
-            },
-        );
-    }
-    finish::<F>(ctx, &packet, outcome)
+    finish::<F>(ctx, &packet, way, outcome)
 }
 
 #[inline(always)]
-fn open<F: Ip + FamilyMaps>(ctx: &TcContext, hook: Hook) -> i32 {
+fn open<F: PacketFamily>(ctx: &TcContext, hook: Hook) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let (l3, _) = packet.note();
     let outcome = open_ingress::<F, _, _>(&mut packet, &Kernel, l3, hook);
-    finish::<F>(ctx, &packet, outcome)
+    let way = if hook == Hook::Pod {
+        Way::Pod
+    } else {
+        Way::External
+    };
+    finish::<F>(ctx, &packet, way, outcome)
 }
 
+/// A stage of any hook: which one is in the note.
 #[inline(always)]
-fn answer<F: Ip + FamilyMaps>(ctx: &TcContext) -> i32 {
-    let mut packet = TcPacket::new(ctx.skb.skb);
-    let (l3, _) = packet.note();
-    let outcome = refuse::<F, _, _>(&mut packet, &Kernel, l3);
-    finish::<F>(ctx, &packet, outcome)
-}
-
-#[inline(always)]
-fn icmp<F: Ip + FamilyMaps>(ctx: &TcContext) -> i32 {
+fn anywhere<F: PacketFamily>(
+    ctx: &TcContext,
+    stage: impl FnOnce(&mut TcPacket, Offset, Side) -> Outcome,
+) -> i32 {
     let mut packet = TcPacket::new(ctx.skb.skb);
     let (l3, side) = packet.note();
-    #[allow(clippy::cast_possible_truncation, reason = "written from a `Side`")]
     let Some(side) = Side::from_u8(side as u8) else {
         return TC_ACT_UNSPEC;
     };
-    let outcome = translate::<F, _, _>(&mut packet, &Kernel, l3, side);
-    finish::<F>(ctx, &packet, outcome)
+    let outcome = stage(&mut packet, l3, side);
+    let way = match side {
+        Side::ExternalIn => Way::External,
+        Side::PodIn => Way::Pod,
+        Side::Out => Way::Out,
+    };
+    finish::<F>(ctx, &packet, way, outcome)
 }
 
 #[inline(always)]
-fn finish<F: Ip + FamilyMaps>(ctx: &TcContext, packet: &TcPacket, outcome: Outcome) -> i32 {
-    match outcome {
+fn finish<F: PacketFamily>(ctx: &TcContext, packet: &TcPacket, way: Way, outcome: Outcome) -> i32 {
+    let slot = match outcome {
+        Ok(Step::Slow) => way.slow_slot(),
+        Ok(Step::Open) => way.open_slot(),
+        Ok(Step::Write) => WRITE,
+        Ok(Step::Commit) => COMMIT,
+        Ok(Step::Refuse) => REFUSE,
+        Ok(Step::Icmp) => ICMP,
         Ok(Step::Reflect) => {
             // SAFETY: a helper that takes numbers.
-            (unsafe { bpf_redirect(packet.ifindex(), 0) }) as i32
+            return (unsafe { bpf_redirect(packet.ifindex(), 0) }) as i32;
         }
-        Ok(Step::Refuse) => tail::<F>(ctx, REFUSE),
-        Ok(Step::Icmp) => tail::<F>(ctx, ICMP),
-        Ok(_) => TC_ACT_UNSPEC,
+        Ok(_) => return TC_ACT_UNSPEC,
         Err(reason) => {
             count_drop(reason);
-            TC_ACT_SHOT
+            return TC_ACT_SHOT;
         }
-    }
+    };
+    tail::<F>(ctx, slot)
 }
 
 /// Goes on in another program. Where it is missing the packet is left alone and counted.

@@ -6,20 +6,22 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{Counter, DropReason};
 use lb_common::family::Family;
-use lb_common::pipeline::ip::Ip;
 use lb_common::pipeline::packet::{Offset, PacketBuf};
 use lb_common::pipeline::verdict::{Hook, Outcome, Step};
-use lb_common::pipeline::{ingress, open_ingress, slow_ingress};
+use lb_common::pipeline::{commit, ingress, open_ingress, slow_ingress, write};
 use lb_common::wire::{Eth, ethertype};
 use lb_common::{V4, V6};
 
 use crate::ctx::xdp::XdpPacket;
-use crate::maps::{FamilyMaps, TAILS_XDP};
+use crate::maps::TAILS_XDP;
+use crate::programs::PacketFamily;
 use crate::tables::{Kernel, count, count_drop};
 
 /// Slots of `tails_xdp`, IPv4; IPv6 is the next one (`names::programs::TAILS_XDP_SLOTS`).
 const SLOW: u32 = 0;
 const OPEN: u32 = 2;
+const WRITE: u32 = 4;
+const COMMIT: u32 = 6;
 
 /// External ingress.
 #[xdp]
@@ -67,30 +69,71 @@ pub fn xdp_open_v6(ctx: XdpContext) -> u32 {
     open::<V6>(&ctx)
 }
 
+/// A new flow is written, IPv4.
+#[xdp]
 #[inline(always)]
-fn fast<F: Ip + FamilyMaps>(ctx: &XdpContext, packet: &mut XdpPacket) -> u32 {
-    let outcome = ingress::<F, _, _>(packet, &Kernel, Offset::ETH, Hook::Xdp);
-    if outcome == Ok(Step::Slow) {
-        return tail::<F>(ctx, SLOW);
-    }
-    finish(packet, outcome)
+pub fn xdp_write_v4(ctx: XdpContext) -> u32 {
+    end::<V4>(&ctx, write::<V4, _>(&Kernel))
+}
+
+/// A new flow is written, IPv6.
+#[xdp]
+#[inline(always)]
+pub fn xdp_write_v6(ctx: XdpContext) -> u32 {
+    end::<V6>(&ctx, write::<V6, _>(&Kernel))
+}
+
+/// The table is changed behind a packet, IPv4.
+#[xdp]
+#[inline(always)]
+pub fn xdp_commit_v4(ctx: XdpContext) -> u32 {
+    end::<V4>(&ctx, commit::<V4, _>(&Kernel))
+}
+
+/// The table is changed behind a packet, IPv6.
+#[xdp]
+#[inline(always)]
+pub fn xdp_commit_v6(ctx: XdpContext) -> u32 {
+    end::<V6>(&ctx, commit::<V6, _>(&Kernel))
 }
 
 #[inline(always)]
-fn slow<F: Ip + FamilyMaps>(ctx: &XdpContext) -> u32 {
-    let mut packet = XdpPacket::new(ctx.ctx);
-    let outcome = slow_ingress::<F, _, _>(&mut packet, &Kernel, Offset::ETH, Hook::Xdp);
-    if outcome == Ok(Step::Open) {
-        return tail::<F>(ctx, OPEN);
-    }
-    finish(&packet, outcome)
+fn fast<F: PacketFamily>(ctx: &XdpContext, packet: &mut XdpPacket) -> u32 {
+    end::<F>(
+        ctx,
+        ingress::<F, _, _>(packet, &Kernel, Offset::ETH, Hook::Xdp),
+    )
 }
 
 #[inline(always)]
-fn open<F: Ip + FamilyMaps>(ctx: &XdpContext) -> u32 {
+fn slow<F: PacketFamily>(ctx: &XdpContext) -> u32 {
     let mut packet = XdpPacket::new(ctx.ctx);
-    let outcome = open_ingress::<F, _, _>(&mut packet, &Kernel, Offset::ETH, Hook::Xdp);
-    finish(&packet, outcome)
+    end::<F>(
+        ctx,
+        slow_ingress::<F, _, _>(&mut packet, &Kernel, Offset::ETH, Hook::Xdp),
+    )
+}
+
+#[inline(always)]
+fn open<F: PacketFamily>(ctx: &XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(ctx.ctx);
+    end::<F>(
+        ctx,
+        open_ingress::<F, _, _>(&mut packet, &Kernel, Offset::ETH, Hook::Xdp),
+    )
+}
+
+/// The end of a stage: the next one, or the packet's way.
+#[inline(always)]
+fn end<F: PacketFamily>(ctx: &XdpContext, outcome: Outcome) -> u32 {
+    let slot = match outcome {
+        Ok(Step::Slow) => SLOW,
+        Ok(Step::Open) => OPEN,
+        Ok(Step::Write) => WRITE,
+        Ok(Step::Commit) => COMMIT,
+        _ => return finish(&XdpPacket::new(ctx.ctx), outcome),
+    };
+    tail::<F>(ctx, slot)
 }
 
 /// Goes on in another program. Where it is missing tc does the work.

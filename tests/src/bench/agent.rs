@@ -5,20 +5,22 @@ use std::{
     collections::HashSet,
     fs,
     net::Ipv4Addr,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::maps::MapData;
 use lb_agent::{
     bpf::maps::{Access, TypedMap, pin_dir},
     kube::manifests::ManifestSource,
 };
 use lb_common::{
-    V4, V6,
-    abi::{Be16, Flow, FlowMapKey, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
+    Family, V4, V6,
+    abi::{Be16, FrontendKind, Service, ServiceFlags, ServiceKey, proto},
+    flow_table::WAYS,
     names,
 };
 
@@ -100,14 +102,8 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
             "maps.services.v6",
             weight::<ServiceKey<V6>, Service>(&pins, names::maps::SERVICES[1])?,
         ),
-        (
-            "maps.flow_entry",
-            weight::<FlowMapKey<V4>, Flow<V4>>(&pins, names::maps::FLOWS[0])?,
-        ),
-        (
-            "maps.flow_entry.v6",
-            weight::<FlowMapKey<V6>, Flow<V6>>(&pins, names::maps::FLOWS[1])?,
-        ),
+        ("maps.flow_entry", flow_weight::<V4>(&pins)?),
+        ("maps.flow_entry.v6", flow_weight::<V6>(&pins)?),
     ];
     drop(agent);
 
@@ -261,6 +257,19 @@ where
 {
     let map = TypedMap::<K, V>::open(pins, name, Access::Read)?;
     Ok(memlock(map.fd())? / f64::from(map.max_entries()))
+}
+
+/// Bytes of a connection in a table of flows at 60 % load.
+fn flow_weight<F: Family>(pins: &Path) -> Result<f64> {
+    let open = |name: &str| {
+        let pin = pins.join(name);
+        MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))
+    };
+    let buckets = open(names::maps::FLOWS[F::INDEX])?;
+    let lines = open(names::maps::FLOW_INDEX[F::INDEX])?;
+    let bytes = memlock(buckets.fd().as_fd())? + memlock(lines.fd().as_fd())?;
+    let places = f64::from(buckets.info()?.max_entries()) * f64::from(WAYS);
+    Ok(bytes / (places * 0.6))
 }
 
 /// What the kernel says that a map weighs.

@@ -35,7 +35,7 @@ use crate::{
     cgroup::{Cgroup, cgroup2_mount},
     echo::Proto,
     netns::NetNs,
-    prog_run::Programs,
+    prog_run::{Programs, TableSize},
 };
 
 /// What is attached, and what is dialled.
@@ -201,12 +201,9 @@ impl Hooks {
                 (names::maps::SERVICES[1], 1024),
                 (names::maps::BACKENDS[0], 1024),
                 (names::maps::BACKENDS[1], 1024),
-                (names::maps::FLOWS[0], 1024),
-                (names::maps::FLOWS[1], 1024),
-                (names::maps::OPENINGS[0], 1024),
-                (names::maps::OPENINGS[1], 1024),
                 (names::maps::SELECTION, 1),
             ],
+            TableSize::SMALL,
             &Features::probe(),
         )?;
         for name in ["connect4", "getpeername4"] {

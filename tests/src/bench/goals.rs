@@ -55,9 +55,12 @@ fn families(report: &Report, goals: &mut Goals) {
 }
 
 fn not_ours(report: &Report, goals: &mut Goals) {
-    for (hook, bound) in [("xdp", 1.3), ("tc", 1.7)] {
+    for (id, hook, bound) in [
+        ("xdp.not_ours", "xdp", 1.3),
+        ("tc.egress.not_ours", "tc", 1.7),
+    ] {
         for family in ["v4", "v6"] {
-            let (id, floor) = (format!("{hook}.not_ours.{family}"), format!("{hook}.empty"));
+            let (id, floor) = (format!("{id}.{family}"), format!("{hook}.empty"));
             let ratio = ratio(own(report, &id), value(report, &floor));
             goals.push((format!("own {id} / {floor}"), ratio, bound));
         }

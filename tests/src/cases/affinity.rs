@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::abi::{BackendFlags, Counter, FrontendKind, ServiceFlags};
 
-use super::{At, BackendAt, CaseNode, DataplaneOf, Net, at, first, local, packet, remote};
+use super::{At, BackendAt, CaseNode, DataplaneOf, Net, answer, at, first, local, packet, remote};
 use crate::packet::TCP;
 
 cases! {
@@ -26,7 +26,7 @@ fn client_with_affinity_keeps_its_backend_when_the_list_changes<F: Net, D: Datap
     );
     let pod = at(node.h.pod, 40_000);
     node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, to, pod));
+    node.sent(At::Out, &answer(TCP, to, pod));
     node.sent(At::Pod, &packet(TCP, pod, vip));
     let other = remote(node.h.remote2, 8080);
     node.put_backend(100, other, placed.service.id, 0);
@@ -86,7 +86,7 @@ fn client_with_affinity_stays_within_the_list_in_force<F: Net, D: DataplaneOf<F>
         port += 1;
         let pod = at(node.h.pod, port);
         let backend = node.sent(At::Pod, &first(TCP, pod, to)).destination;
-        node.sent(At::Out, &packet(TCP, backend, pod));
+        node.sent(At::Out, &answer(TCP, backend, pod));
         node.sent(At::Pod, &packet(TCP, pod, to));
         backend
     };

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use lb_common::abi::{Counter, DropReason, FrontendKind};
 
 use super::{
-    At, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, at, first, least, local, packet, parsed,
-    quotes, remote, turned,
+    At, CONVERSATION, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, at, first, least, local,
+    packet, parsed, quotes, remote, turned,
 };
 use crate::packet::{PacketBuilder, TCP, UDP};
 
@@ -14,6 +14,7 @@ cases! {
     error_about_a_pods_connection_names_the_cluster_ip,
     error_about_a_local_backend_names_the_frontend,
     error_about_a_remote_backend_is_translated_at_two_hooks,
+    error_takes_no_flow_from_xdp,
     error_of_the_stack_between_two_hooks_names_the_frontend,
     error_about_a_hairpin_goes_back_to_the_pod,
     error_about_others_is_untouched,
@@ -119,6 +120,33 @@ fn error_about_a_remote_backend_is_translated_at_two_hooks<F: Net, D: DataplaneO
                 }
             }
         }
+    }
+}
+
+/// tc translates the error, and the flow's packets stay XDP's.
+fn error_takes_no_flow_from_xdp<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
+    node.routes(&[node.h.remote, node.h.client]);
+    let (client, front) = (at(node.h.client, 40_000), at(node.h.node, 30_081));
+    let to = at(node.h.remote, 8080);
+    let here = [remote(node.h.remote, 8080)];
+    node.service_with(front, TCP, FrontendKind::NodePort, &here, |_| {});
+    let (_, bytes) = node.run(At::Xdp, &first(TCP, client, front).build());
+    let snat = at(node.h.node, parsed(&bytes).source.port());
+    for packet in [
+        CONVERSATION.syn_ack(to, snat),
+        CONVERSATION.data(client, front),
+        CONVERSATION.reply(to, snat),
+    ] {
+        node.run(At::Xdp, &packet.build());
+    }
+    let error = node.error(node.h.router, node.h.node, &packet(TCP, snat, to), 64);
+    node.run(At::External, &error.build());
+    for packet in [
+        CONVERSATION.reply(to, snat),
+        CONVERSATION.data(client, front),
+    ] {
+        let (verdict, _) = node.run(At::Xdp, &packet.build());
+        assert!(matches!(verdict, Verdict::Transmit(_)), "{verdict:?}");
     }
 }
 

@@ -3,15 +3,15 @@
 use std::net::IpAddr;
 
 use lb_common::abi::{
-    Be16, Counter, DropReason, Flow, FlowFlags, FlowKey, FrontendKind, ServiceFlags, ServiceKey,
-    Side,
+    Be16, Counter, DropReason, FlowFlags, FrontendKind, ServiceFlags, ServiceKey, Side,
 };
+use lb_common::flow_table::{Class, Record, Tuple};
 
 use super::{
-    At, CaseNode, DataplaneOf, EXTERNAL, FamilyMaps, Net, PROTOCOLS, Verdict, at, emptied, first,
-    local, packet, remote,
+    At, CONVERSATION, CaseNode, DataplaneOf, EXTERNAL, FamilyMaps, Net, PROTOCOLS, Verdict, answer,
+    at, emptied, first, local, packet, remote, reply,
 };
-use crate::packet::{ACK, FIN, PacketBuilder, RST, SYN, TCP, UDP};
+use crate::packet::{ACK, FIN, PacketBuilder, RST, TCP, UDP};
 
 cases! {
     flow_after_reply_and_ack_is_confirmed,
@@ -25,32 +25,24 @@ cases! {
     forged_twin_of_a_tuple_keeps_nobody_out,
 }
 
-/// docs/decisions.md, "Openings apart from flows".
 fn flow_after_reply_and_ack_is_confirmed<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
     let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
     node.sent(At::Pod, &first(TCP, pod, vip));
     // Without a reply an ACK confirms nothing: a scan must not fill the table.
     node.sent(At::Pod, &packet(TCP, pod, vip));
-    assert_eq!((node.flows(), node.openings()), (0, 2));
-    node.sent(At::Out, &packet(TCP, to, pod));
+    assert_eq!(node.flow().0, Class::Opening);
+    node.sent(At::Out, &answer(TCP, to, pod));
     node.sent(At::Pod, &first(TCP, pod, vip));
     assert_eq!(
-        (node.flows(), node.openings()),
-        (0, 2),
+        node.flow().0,
+        Class::Opening,
         "a SYN alone confirms nothing"
     );
     node.sent(At::Pod, &packet(TCP, pod, vip));
-    assert_eq!((node.flows(), node.openings()), (2, 0));
+    let (class, record) = node.flow();
+    assert_eq!(class, Class::Confirmed);
+    assert!(record.flags.contains(FlowFlags::CONFIRMED));
     node.counted(Counter::FlowConfirmed, 1);
-    for (key, flow) in FamilyMaps::<F>::flows(node.dataplane) {
-        assert!(flow.has(FlowFlags::CONFIRMED));
-        let partner = flow.partner_key(&key);
-        assert!(
-            FamilyMaps::<F>::flows(node.dataplane)
-                .iter()
-                .any(|(other, _)| *other == partner)
-        );
-    }
 }
 
 /// Semantics 18.3: a reused port is not stuck to the old backend.
@@ -61,18 +53,19 @@ fn syn_on_a_closing_flow_selects_anew<F: Net, D: DataplaneOf<F>>(node: &mut Case
         at(node.h.remote, 8080),
     );
     let placed = node.service(vip, TCP, &[remote(node.h.remote, 8080)]);
-    node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, to, pod));
-    node.sent(At::Pod, &packet(TCP, pod, vip));
+    node.connected(At::Pod, pod, vip, to);
     // The table has another backend by now.
     let second = remote(node.h.remote2, 8080);
     node.put_backend(100, second, placed.service.id, 0);
     node.dataplane
         .put_rows(placed.service.cluster.offset, &[100]);
-    // Live: the SYN follows the flow.
+    // Live, and half closed: the SYN follows the flow.
     node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
-    node.sent(At::Out, &packet(TCP, to, pod).flags(FIN | ACK));
+    node.sent(At::Out, &CONVERSATION.reply_fin(to, pod));
     node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, to));
+    node.translated(At::Pod, &first(TCP, pod, vip), &first(TCP, pod, to));
+    node.sent(At::Pod, &CONVERSATION.fin(pod, vip));
+    assert_eq!(node.flow().0, Class::Closed);
     node.translated(
         At::Pod,
         &first(TCP, pod, vip),
@@ -80,7 +73,7 @@ fn syn_on_a_closing_flow_selects_anew<F: Net, D: DataplaneOf<F>>(node: &mut Case
     );
     node.counted(Counter::Reselected, 1);
     node.counted(Counter::NewFlow, 2);
-    assert_eq!((node.flows(), node.openings()), (0, 2));
+    assert_eq!(node.flow().0, Class::Opening);
 }
 
 /// Semantics 18.3.
@@ -108,7 +101,7 @@ fn udp_flow_without_its_backend_moves<F: Net, D: DataplaneOf<F>>(node: &mut Case
         let pod = at(pod.ip(), 40_000 + u16::from(confirmed));
         node.translated(At::Pod, &packet(UDP, pod, vip), &packet(UDP, pod, old.addr));
         if confirmed {
-            node.sent(At::Out, &packet(UDP, old.addr, pod));
+            node.sent(At::Out, &reply(UDP, old.addr, pod));
             node.sent(At::Pod, &packet(UDP, pod, vip));
             node.counted(Counter::FlowConfirmed, 1);
         }
@@ -117,7 +110,7 @@ fn udp_flow_without_its_backend_moves<F: Net, D: DataplaneOf<F>>(node: &mut Case
         node.dataplane
             .put_rows(placed.service.cluster.offset, &[100]);
         node.translated(At::Pod, &packet(UDP, pod, vip), &packet(UDP, pod, new.addr));
-        node.translated(At::Out, &packet(UDP, new.addr, pod), &packet(UDP, vip, pod));
+        node.translated(At::Out, &reply(UDP, new.addr, pod), &reply(UDP, vip, pod));
     }
     node.counted(Counter::Reselected, 2);
     // None is left: refused at the very next packet.
@@ -137,12 +130,12 @@ fn tcp_flow_without_its_backend_stays<F: Net, D: DataplaneOf<F>>(node: &mut Case
     );
     let placed = node.service(vip, TCP, &[old]);
     node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, old.addr, pod));
+    node.sent(At::Out, &answer(TCP, old.addr, pod));
     node.put_backend(placed.ids[0], old, placed.service.id, 1);
     node.frontend(vip, TCP, emptied(placed.service));
     for _ in 0..2 {
         node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, old.addr));
-        node.translated(At::Out, &packet(TCP, old.addr, pod), &packet(TCP, vip, pod));
+        node.translated(At::Out, &reply(TCP, old.addr, pod), &reply(TCP, vip, pod));
     }
     // A new connection from the same port is a new one.
     let (verdict, _) = node.run(At::Pod, &first(TCP, pod, vip).build());
@@ -155,9 +148,7 @@ fn segments_outside_the_window_or_late_are_translated<F: Net, D: DataplaneOf<F>>
     node: &mut CaseNode<'_, F, D>,
 ) {
     let (pod, vip, to) = node.pod_to_cluster_ip(TCP);
-    node.sent(At::Pod, &first(TCP, pod, vip));
-    node.sent(At::Out, &packet(TCP, to, pod).flags(SYN | ACK));
-    node.sent(At::Pod, &packet(TCP, pod, vip));
+    node.connected(At::Pod, pod, vip, to);
     // How each end closes: nothing, by FIN, by RST.
     for (theirs, ours) in [(ACK, ACK), (FIN | ACK, FIN | ACK), (RST, ACK)] {
         for numbers in [(1, 1), (0x7fff_ffff, 0xffff_0000), (0xffff_ffff, 0)] {
@@ -193,9 +184,7 @@ fn changed_service_judges_only_new_flows<F: Net, D: DataplaneOf<F>>(node: &mut C
         (At::External, client, front, here.addr),
         (At::Pod, pod, vip, there.addr),
     ] {
-        node.sent(hook, &first(TCP, from, to));
-        node.sent(At::Out, &packet(TCP, backend, from));
-        node.sent(hook, &packet(TCP, from, to));
+        node.connected(hook, from, to, backend);
     }
     node.counted(Counter::FlowConfirmed, 2);
     let mut restricted = outside.service;
@@ -211,7 +200,7 @@ fn changed_service_judges_only_new_flows<F: Net, D: DataplaneOf<F>>(node: &mut C
         (At::Pod, pod, vip, there.addr),
     ] {
         node.translated(hook, &packet(TCP, from, to), &packet(TCP, from, backend));
-        node.translated(At::Out, &packet(TCP, backend, from), &packet(TCP, to, from));
+        node.translated(At::Out, &reply(TCP, backend, from), &reply(TCP, to, from));
     }
     let other = at(node.h.router, 40_001);
     node.dropped(
@@ -240,20 +229,23 @@ fn element_of_another_key_is_not_believed<F: Net, D: DataplaneOf<F>>(
         .put_service(key, placed.service.sealed(&other));
     node.untouched(At::Pod, &first(TCP, pod, at(node.h.vip, 81)));
     node.counted(Counter::StaleElement, 1);
-    // A flow whose element belongs to another key: it is not followed, and gives way.
-    let (source, front) = (F::addr(node.h.pod), F::addr(node.h.vip));
-    let (sport, dport) = (Be16::from_host(40_000), Be16::from_host(80));
-    let key = FlowKey::new(source, front, sport, dport, TCP, Side::PodIn);
-    let mut flow = Flow {
-        check: 1,
-        ..Flow::default()
-    };
-    flow.to.daddr = F::addr(node.h.client);
-    FamilyMaps::<F>::put_opening(node.dataplane, key, flow);
-    let to = at(node.h.remote, 8080);
-    for packet in [first(TCP, pod, vip), packet(TCP, pod, vip)] {
-        let arrived = node.sent(At::Pod, &packet);
-        assert_eq!((arrived.source, arrived.destination), (pod, to));
+    // A flow that is being rewritten while it is read: nobody follows it.
+    let original = Tuple::<F>::new(
+        &F::addr(node.h.pod),
+        &F::addr(node.h.vip),
+        Be16::from_host(40_000),
+        Be16::from_host(80),
+        TCP,
+        Side::PodIn,
+    );
+    let (backend, port) = (F::addr(node.h.client), Be16::from_host(8080));
+    let source = (&original.saddr(), original.sport());
+    let mut torn = Record::new(original, (&backend, port), source, FlowFlags::NONE).checked();
+    torn.check ^= 1;
+    FamilyMaps::<F>::put_record(node.dataplane, torn, Class::Opening);
+    let stranger = at(node.h.client, 8080);
+    for reply in [answer(TCP, stranger, pod), reply(TCP, stranger, pod)] {
+        node.untouched(At::Out, &reply);
     }
 }
 
@@ -285,7 +277,7 @@ fn forged_twin_of_a_tuple_keeps_nobody_out<F: Net, D: DataplaneOf<F>>(
             assert_eq!((arrived.source, arrived.destination), (client, to));
         }
         node.exit = EXTERNAL;
-        let answer = packet(ours, to, client);
-        node.translated(At::Out, &answer, &packet(ours, front, client));
+        let restored = answer(ours, front, client);
+        node.translated(At::Out, &answer(ours, to, client), &restored);
     }
 }

@@ -3,7 +3,10 @@
 use lb_common::abi::{Counter, DropReason};
 
 use super::refusals::{is_reset, unreachable};
-use super::{At, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, at, first, packet};
+use super::{
+    At, CONVERSATION, CaseNode, DataplaneOf, Net, PROTOCOLS, Verdict, answer, at, first, packet,
+    reply,
+};
 use crate::packet::{Checksum, DESTINATION, PacketBuilder, RST, TCP, UDP};
 
 cases! {
@@ -67,11 +70,11 @@ fn options_and_extension_headers_are_kept<F: Net, D: DataplaneOf<F>>(
             &odd(first(proto, pod, vip)),
             &odd(first(proto, pod, to)),
         );
-        for _ in 0..2 {
+        for back in [answer, reply] {
             node.translated(
                 At::Out,
-                &odd(packet(proto, to, pod)),
-                &odd(packet(proto, vip, pod)),
+                &odd(back(proto, to, pod)),
+                &odd(back(proto, vip, pod)),
             );
             node.translated(
                 At::Pod,
@@ -85,7 +88,7 @@ fn options_and_extension_headers_are_kept<F: Net, D: DataplaneOf<F>>(
         let (verdict, bytes) = node.run(At::Pod, &odd(packet(proto, pod, none)).build());
         assert_eq!(verdict, Verdict::Reflect);
         if proto == TCP {
-            is_reset(&bytes, none, pod, RST, (0x0506_0708, 0));
+            is_reset(&bytes, none, pod, RST, (CONVERSATION.server + 1, 0));
         } else {
             let answer = unreachable::<F>(&packet(proto, pod, none), none.ip(), pod.ip());
             assert_eq!(bytes, answer.build());

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::pipeline::ip::Ip;
 use lb_common::{V4, V6};
 
-use crate::packet::{DESTINATION_MAC, PacketBuilder, Parsed, SOURCE_MAC, SYN, TCP, UDP};
+use crate::packet::{Conversation, DESTINATION_MAC, PacketBuilder, Parsed, SOURCE_MAC, TCP, UDP};
 
 /// Ifindex of the external interface.
 pub const EXTERNAL: u32 = 2;
@@ -18,6 +18,12 @@ pub const NEXT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 10];
 
 /// Protocols that most cases try, one after the other.
 pub const PROTOCOLS: [u8; 2] = [TCP, UDP];
+
+/// The TCP connection of most cases.
+pub const CONVERSATION: Conversation = Conversation {
+    client: 1_000,
+    server: 0x5000_0000,
+};
 
 /// Who talks, in one family.
 #[derive(Clone, Copy, Debug)]
@@ -106,24 +112,41 @@ impl Net for V6 {
     }
 }
 
-/// A packet of TCP (mid-stream) or UDP.
+/// What a client sends of TCP in mid-stream, or of UDP.
 pub fn packet(proto: u8, source: SocketAddr, destination: SocketAddr) -> PacketBuilder {
-    let builder = if proto == TCP {
-        PacketBuilder::tcp(source, destination)
+    if proto == TCP {
+        CONVERSATION.data(source, destination)
     } else {
         PacketBuilder::udp(source, destination)
-    };
-    builder.payload(b"some payload")
+    }
+    .payload(b"some payload")
+}
+
+/// The same of a server.
+pub fn reply(proto: u8, source: SocketAddr, destination: SocketAddr) -> PacketBuilder {
+    if proto == TCP {
+        CONVERSATION.reply(source, destination)
+    } else {
+        PacketBuilder::udp(source, destination)
+    }
+    .payload(b"some answer")
 }
 
 /// The first packet of a connection.
 pub fn first(proto: u8, source: SocketAddr, destination: SocketAddr) -> PacketBuilder {
     if proto == TCP {
-        PacketBuilder::tcp(source, destination)
-            .flags(SYN)
-            .numbers(1000, 0)
+        CONVERSATION.syn(source, destination)
     } else {
         packet(proto, source, destination)
+    }
+}
+
+/// The server's first packet.
+pub fn answer(proto: u8, source: SocketAddr, destination: SocketAddr) -> PacketBuilder {
+    if proto == TCP {
+        CONVERSATION.syn_ack(source, destination)
+    } else {
+        reply(proto, source, destination)
     }
 }
 

@@ -71,16 +71,22 @@ mod node;
 mod affinity;
 mod errors;
 mod flows;
+mod handshakes;
 mod headers;
+mod openings;
 mod policies;
+mod ports;
 mod refusals;
+mod room;
 mod translation;
 mod xdp;
 
-pub use self::dataplane::{At, Dataplane, DataplaneOf, FamilyMaps, Verdict};
+pub use self::dataplane::{
+    At, Dataplane, DataplaneOf, FamilyMaps, SEEDS, Verdict, put_record, records,
+};
 pub use self::hosts::{
-    EXTERNAL, Hosts, NEXT_MAC, Net, OWN_MAC, POD, PROTOCOLS, at, first, of_others, packet, parsed,
-    transmitted, turned,
+    CONVERSATION, EXTERNAL, Hosts, NEXT_MAC, Net, OWN_MAC, POD, PROTOCOLS, answer, at, first,
+    of_others, packet, parsed, reply, transmitted, turned,
 };
 use self::hosts::{ip, least, quotes};
 pub use self::node::{BackendAt, CaseNode, Placed, emptied, local, remote};
@@ -91,11 +97,19 @@ pub fn all<D: Dataplane>() -> Vec<Case<D>> {
         affinity::all(),
         errors::all(),
         flows::all(),
+        handshakes::all(),
         headers::all(),
+        openings::all(),
         policies::all(),
+        ports::all(),
         refusals::all(),
         translation::all(),
         xdp::all(),
     ];
     themes.into_iter().flatten().collect()
+}
+
+/// The same of a dataplane whose tables of flows have two buckets.
+pub fn crowded<D: Dataplane>() -> Vec<Case<D>> {
+    room::all()
 }

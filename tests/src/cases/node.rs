@@ -2,17 +2,19 @@
 
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendState, Be16, Config, Counter, DropReason, FrontendKind,
     Interface, InterfaceRole, MacAddr, ModeFlags, PortRange, SelectionList, Service, ServiceFlags,
     ServiceKey, XdpDevice,
 };
+use lb_common::flow_table::{Class, Record};
 use lb_common::pipeline::packet::NextHop;
 use lb_common::{V4, V6};
 
 use super::dataplane::{At, DataplaneOf, FamilyMaps, Verdict};
-use super::hosts::{EXTERNAL, Hosts, NEXT_MAC, Net, OWN_MAC, POD, at, ip};
+use super::hosts::{CONVERSATION, EXTERNAL, Hosts, NEXT_MAC, Net, OWN_MAC, POD, at, ip, parsed};
 use crate::packet::{PacketBuilder, Parsed};
 
 /// An backend as a case puts it.
@@ -83,6 +85,9 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
             ..Config::default()
         };
         dataplane.put_config(config);
+        dataplane.put_snat_ports(&config.snat_ports.ports().collect::<Vec<_>>());
+        FamilyMaps::<V4>::put_node_addr(dataplane, config.node_v4);
+        FamilyMaps::<V6>::put_node_addr(dataplane, config.node_v6);
         dataplane.put_interface(
             EXTERNAL,
             Interface {
@@ -117,6 +122,16 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
     pub fn modes(&mut self, modes: ModeFlags) {
         self.config.modes = modes;
         self.dataplane.put_config(self.config);
+    }
+
+    /// Lets source translation take these ports of a range, and no others.
+    pub fn snat_ports(&mut self, ports: &[u16], range: RangeInclusive<u16>) {
+        self.config.snat_ports = PortRange {
+            first: *range.start(),
+            last: *range.end(),
+        };
+        self.dataplane.put_config(self.config);
+        self.dataplane.put_snat_ports(ports);
     }
 
     /// Puts a frontend of a new service port; policies and the like are what `change` makes of it.
@@ -283,16 +298,26 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
         }
     }
 
-    /// Sends a packet of client → backend through tc ingress; gives the source that it got there, whose port the
-    /// egress hook goes by.
+    /// Sends a packet of client → backend through tc ingress, and what comes out through tc egress; gives the source that
+    /// it has between the two, whose port the egress hook goes by.
     #[track_caller]
     pub fn middle(&mut self, input: &PacketBuilder) -> SocketAddr {
-        let parsed = self.sent(At::External, input);
-        assert!(
-            (20_000..30_000).contains(&parsed.source.port()),
-            "{parsed:?}"
-        );
-        parsed.source
+        let (verdict, bytes) = self.run(At::External, &input.build());
+        assert_eq!(verdict, Verdict::Pass);
+        let between = parsed(&bytes);
+        let range = self.config.snat_ports;
+        assert!(range.contains(between.source.port()), "{between:?}");
+        let (verdict, _) = self.run(At::Out, &bytes);
+        assert_eq!(verdict, Verdict::Pass);
+        between.source
+    }
+
+    /// Opens a TCP connection through a frontend at an ingress hook, to a backend that answers at egress.
+    #[track_caller]
+    pub fn connected(&mut self, hook: At, client: SocketAddr, front: SocketAddr, to: SocketAddr) {
+        self.sent(hook, &CONVERSATION.syn(client, front));
+        self.sent(At::Out, &CONVERSATION.syn_ack(to, client));
+        self.sent(hook, &CONVERSATION.data(client, front));
     }
 
     /// Compares a counter.
@@ -301,14 +326,29 @@ impl<'a, F: Net, D: DataplaneOf<F>> CaseNode<'a, F, D> {
         assert_eq!(self.dataplane.counter(counter as u32), times, "{counter:?}");
     }
 
-    /// Elements of `flows_*`.
-    pub fn flows(&mut self) -> usize {
-        FamilyMaps::<F>::flows(self.dataplane).len()
+    /// How many flows there are of a class.
+    pub fn flows(&mut self, class: Class) -> usize {
+        let records = FamilyMaps::<F>::records(self.dataplane);
+        records.iter().filter(|(of, _)| *of == class).count()
     }
 
-    /// Elements of `openings_*`.
-    pub fn openings(&mut self) -> usize {
-        FamilyMaps::<F>::openings(self.dataplane).len()
+    /// The only flow.
+    #[track_caller]
+    pub fn flow(&mut self) -> (Class, Record<F>) {
+        let records = FamilyMaps::<F>::records(self.dataplane);
+        assert_eq!(records.len(), 1, "{records:?}");
+        records[0]
+    }
+
+    /// Whether the only flow of a client is found between tc's hooks.
+    pub fn is_by_halves(&mut self, client: SocketAddr) -> bool {
+        let records = FamilyMaps::<F>::records(self.dataplane);
+        let ours = |record: &Record<F>| {
+            let dial = &record.original;
+            (dial.saddr(), dial.sport()) == (F::addr(client.ip()), Be16::from_host(client.port()))
+        };
+        let only = records.iter().find(|(_, record)| ours(record));
+        only.is_some_and(|(_, record)| record.is_by_halves())
     }
 
     /// Makes XDP able to send to these addresses at once.

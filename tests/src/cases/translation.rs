@@ -1,10 +1,13 @@
 //! Packets to a frontend and their replies → what the backend and the client see of each other, by tc.
 
+use std::net::SocketAddr;
+
 use lb_common::abi::{Counter, FrontendKind, ModeFlags, ServiceFlags};
+use lb_common::flow_table::Class;
 
 use super::{
-    At, CaseNode, DataplaneOf, EXTERNAL, Net, POD, PROTOCOLS, Verdict, at, first, local, packet,
-    parsed, quotes, remote, turned,
+    At, CONVERSATION, CaseNode, DataplaneOf, EXTERNAL, FamilyMaps, Net, POD, PROTOCOLS, Verdict,
+    answer, at, first, local, packet, parsed, quotes, remote, reply, turned,
 };
 use crate::packet::{ACK, Checksum, FIN, PacketBuilder, RST, SYN, TCP};
 
@@ -34,9 +37,9 @@ fn pod_to_cluster_ip_is_translated_both_ways<F: Net, D: DataplaneOf<F>>(
             let (pod, vip, to) = (at(node.h.pod, 40_000), at(node.h.vip, port), endpoint.addr);
             node.service(vip, proto, &[endpoint]);
             node.translated(At::Pod, &first(proto, pod, vip), &first(proto, pod, to));
-            node.translated(At::Out, &packet(proto, to, pod), &packet(proto, vip, pod));
+            node.translated(At::Out, &answer(proto, to, pod), &answer(proto, vip, pod));
             node.translated(At::Pod, &packet(proto, pod, vip), &packet(proto, pod, to));
-            node.translated(At::Out, &packet(proto, to, pod), &packet(proto, vip, pod));
+            node.translated(At::Out, &reply(proto, to, pod), &reply(proto, vip, pod));
         }
     }
     node.counted(Counter::NewFlow, 6);
@@ -58,11 +61,11 @@ fn outside_to_local_backend_keeps_the_client<F: Net, D: DataplaneOf<F>>(
             &first(proto, client, front),
             &first(proto, client, to),
         );
-        node.untouched(At::Pod, &packet(proto, to, client));
+        node.untouched(At::Pod, &answer(proto, to, client));
         node.translated(
             At::Out,
-            &packet(proto, to, client),
-            &packet(proto, front, client),
+            &answer(proto, to, client),
+            &answer(proto, front, client),
         );
         node.untouched(At::Xdp, &packet(proto, client, front));
         node.translated(
@@ -85,27 +88,26 @@ fn outside_to_remote_backend_is_translated_at_two_hooks<F: Net, D: DataplaneOf<F
         let snat = at(node.h.node, between.port());
         assert_eq!(between.ip(), client.ip());
         for round in 0..2 {
-            let out = if round == 0 { first } else { packet };
+            let (out, back) = if round == 0 {
+                (first as fn(_, _, _) -> _, answer as fn(_, _, _) -> _)
+            } else {
+                (packet as fn(_, _, _) -> _, reply as fn(_, _, _) -> _)
+            };
             node.translated(
                 At::External,
                 &out(proto, client, front),
                 &out(proto, between, to),
             );
             node.translated(At::Out, &out(proto, between, to), &out(proto, snat, to));
-            let reply = packet(proto, to, snat);
-            let reply_between = packet(proto, to, between);
-            node.translated(At::External, &reply, &reply_between);
-            node.translated(At::Out, &reply_between, &packet(proto, front, client));
+            let between = back(proto, to, between);
+            node.translated(At::External, &back(proto, to, snat), &between);
+            node.translated(At::Out, &between, &back(proto, front, client));
         }
     }
     node.counted(Counter::NewFlow, 2);
     node.counted(Counter::FlowConfirmed, 2);
-    assert_eq!(
-        node.flows(),
-        8,
-        "original and reply, ingress and egress, of two flows"
-    );
-    assert_eq!(node.openings(), 0);
+    assert_eq!(node.flows(Class::Confirmed), 2);
+    assert_eq!(node.flows(Class::Opening), 0);
 }
 
 /// Semantics 8.3, 9.2.d.
@@ -124,13 +126,12 @@ fn pod_that_is_its_own_backend_gets_its_packet_back<F: Net, D: DataplaneOf<F>>(
         let masked = parsed(&bytes).source;
         assert_eq!(masked.ip(), node.h.node);
         assert_eq!(bytes, turned(first(proto, masked, own)).build());
-        for _ in 0..2 {
-            let answer = turned(packet(proto, vip, pod));
+        for back in [answer, reply] {
             node.check(
                 At::Pod,
-                &packet(proto, own, masked),
+                &back(proto, own, masked),
                 Verdict::Reflect,
-                &answer,
+                &turned(back(proto, vip, pod)),
             );
             let next = turned(packet(proto, masked, own));
             node.check(At::Pod, &packet(proto, pod, vip), Verdict::Reflect, &next);
@@ -156,8 +157,8 @@ fn two_cluster_ips_of_one_backend_get_two_ports<F: Net, D: DataplaneOf<F>>(
     assert_eq!(moved.ip(), pod.ip());
     assert!((20_000..30_000).contains(&moved.port()));
     node.counted(Counter::PortRewritten, 1);
-    node.translated(At::Out, &packet(TCP, to, pod), &packet(TCP, vip, pod));
-    node.translated(At::Out, &packet(TCP, to, moved), &packet(TCP, vip2, pod));
+    node.translated(At::Out, &answer(TCP, to, pod), &answer(TCP, vip, pod));
+    node.translated(At::Out, &answer(TCP, to, moved), &answer(TCP, vip2, pod));
     node.translated(At::Pod, &packet(TCP, pod, vip2), &packet(TCP, moved, to));
     node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, pod, to));
 }
@@ -172,16 +173,20 @@ fn direct_connection_from_a_taken_port_gets_another<F: Net, D: DataplaneOf<F>>(
     let moved = node.sent(At::Pod, &first(TCP, pod, to)).source;
     assert_ne!(moved, pod);
     node.counted(Counter::DirectRewritten, 1);
-    let (answer, restored) = (packet(TCP, to, moved), packet(TCP, to, pod));
-    for _ in 0..2 {
+    for back in [answer, reply] {
+        let (back, restored, of_vip) = (
+            back(TCP, to, moved),
+            back(TCP, to, pod),
+            back(TCP, vip, pod),
+        );
         // A bridge in front of the pod's interface leaves it to the latter.
         node.exit = EXTERNAL;
-        node.untouched(At::Out, &answer);
+        node.untouched(At::Out, &back);
         node.exit = POD;
-        node.translated(At::Out, &answer, &restored);
+        node.translated(At::Out, &back, &restored);
         let next = packet(TCP, pod, to);
         node.translated(At::Pod, &next, &packet(TCP, moved, to));
-        node.translated(At::Out, &restored, &packet(TCP, vip, pod));
+        node.translated(At::Out, &restored, &of_vip);
     }
     for len in quotes::<F>() {
         let error = node.error(node.h.router, node.h.pod, &packet(TCP, moved, to), len);
@@ -190,6 +195,24 @@ fn direct_connection_from_a_taken_port_gets_another<F: Net, D: DataplaneOf<F>>(
         node.untouched(At::Out, &error);
         node.exit = POD;
         node.translated(At::Out, &error, &restored);
+    }
+}
+
+/// A segment of the client by its flags.
+fn client_segment(from: SocketAddr, to: SocketAddr, flags: u8) -> PacketBuilder {
+    if flags == SYN {
+        CONVERSATION.syn(from, to)
+    } else {
+        CONVERSATION.data(from, to).flags(flags)
+    }
+}
+
+/// A segment of the server.
+fn server_segment(from: SocketAddr, to: SocketAddr, flags: u8) -> PacketBuilder {
+    if flags == SYN | ACK {
+        CONVERSATION.syn_ack(from, to)
+    } else {
+        CONVERSATION.reply(from, to).flags(flags)
     }
 }
 
@@ -218,10 +241,10 @@ fn port_used_again_past_the_frontends_is_untouched<F: Net, D: DataplaneOf<F>>(
     let mut over = 0;
     for (port, (client_flags, backend_flags, is_over)) in (40_000..).zip(endings) {
         let client = at(node.h.client, port);
-        let sent = |flags| packet(TCP, client, front).flags(flags);
-        let arrived = |flags| packet(TCP, client, to).flags(flags);
-        let answer = |flags| packet(TCP, to, client).flags(flags);
-        let restored = |flags| packet(TCP, front, client).flags(flags);
+        let sent = |flags| client_segment(client, front, flags);
+        let arrived = |flags| client_segment(client, to, flags);
+        let answer = |flags| server_segment(to, client, flags);
+        let restored = |flags| server_segment(front, client, flags);
         for (theirs, ours) in [(SYN, SYN | ACK), (ACK, ACK), (client_flags, backend_flags)] {
             node.translated(At::External, &sent(theirs), &arrived(theirs));
             node.translated(At::Out, &answer(ours), &restored(ours));
@@ -261,7 +284,7 @@ fn traffic_that_is_not_ours_is_untouched<F: Net, D: DataplaneOf<F>>(node: &mut C
         );
         node.untouched(hook, &PacketBuilder::raw(node.h.pod, node.h.vip, 47));
     }
-    assert_eq!((node.flows(), node.openings()), (0, 0));
+    assert_eq!(FamilyMaps::<F>::records(node.dataplane), []);
 }
 
 /// Semantics 9.2.b. `--masquerade-all`: the reply of a local backend comes in at its pod interface.
@@ -278,11 +301,14 @@ fn pod_to_local_backend_under_masquerade_all_is_seen_as_the_node<F: Net, D: Data
     let between = node.sent(At::Pod, &first(TCP, pod, vip)).source;
     let masked = at(node.h.node, between.port());
     assert_eq!(between.ip(), pod.ip());
-    for _ in 0..2 {
-        node.translated(At::Out, &packet(TCP, between, to), &packet(TCP, masked, to));
-        node.translated(At::Pod, &packet(TCP, to, masked), &packet(TCP, to, between));
-        node.translated(At::Out, &packet(TCP, to, between), &packet(TCP, vip, pod));
-        node.translated(At::Pod, &packet(TCP, pod, vip), &packet(TCP, between, to));
+    for (there, back) in [
+        (first as fn(_, _, _) -> _, answer as fn(_, _, _) -> _),
+        (packet, reply),
+    ] {
+        node.translated(At::Pod, &there(TCP, pod, vip), &there(TCP, between, to));
+        node.translated(At::Out, &there(TCP, between, to), &there(TCP, masked, to));
+        node.translated(At::Pod, &back(TCP, to, masked), &back(TCP, to, between));
+        node.translated(At::Out, &back(TCP, to, between), &back(TCP, vip, pod));
     }
 }
 

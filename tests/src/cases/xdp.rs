@@ -3,14 +3,15 @@
 use lb_common::abi::{Counter, FrontendKind};
 
 use super::{
-    At, CaseNode, DataplaneOf, EXTERNAL, Net, PROTOCOLS, Verdict, at, first, of_others, packet,
-    parsed, remote, transmitted,
+    At, CaseNode, DataplaneOf, EXTERNAL, Net, PROTOCOLS, Verdict, answer, at, first, of_others,
+    packet, parsed, remote, reply, transmitted,
 };
 use crate::packet::{DESTINATION, UDP};
 
 cases! {
     outside_to_remote_backend_by_xdp_is_what_tc_makes_of_it,
     packet_that_xdp_cannot_finish_is_left_to_tc,
+    flow_of_xdp_goes_on_by_tc_and_back,
 }
 
 /// XDP makes at once of a packet what tc makes at two hooks, and either may take over at any time.
@@ -35,18 +36,17 @@ fn outside_to_remote_backend_by_xdp_is_what_tc_makes_of_it<F: Net, D: DataplaneO
         assert_eq!(snat.ip(), node.h.node);
         assert!((20_000..30_000).contains(&snat.port()));
         assert_eq!(bytes, transmitted(first(proto, snat, to)).build());
-        let answer = packet(proto, to, snat);
-        for _ in 0..2 {
+        for back in [answer, reply] {
             node.check(
                 At::Xdp,
-                &answer,
+                &back(proto, to, snat),
                 sent,
-                &transmitted(packet(proto, front, client)),
+                &transmitted(back(proto, front, client)),
             );
             let next = packet(proto, client, front);
             node.check(At::Xdp, &next, sent, &transmitted(packet(proto, snat, to)));
         }
-        // The same packets by tc, whose egress entries are made only now.
+        // The same packets by tc, whose entries between its hooks are made only now.
         let between = at(node.h.client, snat.port());
         node.translated(
             At::External,
@@ -58,12 +58,9 @@ fn outside_to_remote_backend_by_xdp_is_what_tc_makes_of_it<F: Net, D: DataplaneO
             &packet(proto, between, to),
             &packet(proto, snat, to),
         );
-        node.translated(At::External, &answer, &packet(proto, to, between));
-        node.translated(
-            At::Out,
-            &packet(proto, to, between),
-            &packet(proto, front, client),
-        );
+        let half = reply(proto, to, between);
+        node.translated(At::External, &reply(proto, to, snat), &half);
+        node.translated(At::Out, &half, &reply(proto, front, client));
     }
     node.counted(Counter::NewFlow, 2);
     node.counted(Counter::XdpTranslated, 10);
@@ -100,4 +97,45 @@ fn packet_that_xdp_cannot_finish_is_left_to_tc<F: Net, D: DataplaneOf<F>>(
     node.untouched(At::Xdp, &packet(UDP, client, front).ttl(1));
     node.untouched(At::Xdp, &packet(UDP, client, front).payload(&[7; 1473]));
     node.counted(Counter::XdpTranslated, 1);
+}
+
+/// Between tc's hooks a flow is found whichever of its packets comes there first; its entries for that are made once.
+fn flow_of_xdp_goes_on_by_tc_and_back<F: Net, D: DataplaneOf<F>>(node: &mut CaseNode<'_, F, D>) {
+    node.routes(&[node.h.remote, node.h.client]);
+    let front = at(node.h.external, 443);
+    let to = remote(node.h.remote, 8080);
+    for proto in PROTOCOLS {
+        node.service_with(front, proto, FrontendKind::LoadBalancer, &[to], |_| {});
+        for (port, reply_is_first) in [(40_000, false), (40_001, true)] {
+            let client = at(node.h.client, port + u16::from(proto));
+            let (_, bytes) = node.run(At::Xdp, &first(proto, client, front).build());
+            let snat = at(node.h.node, parsed(&bytes).source.port());
+            let between = at(node.h.client, snat.port());
+            assert!(!node.is_by_halves(client), "XDP needs no entries");
+            // A packet that XDP leaves to tc.
+            if reply_is_first {
+                let half = answer(proto, to.addr, between);
+                node.translated(At::External, &answer(proto, to.addr, snat), &half);
+                node.translated(At::Out, &half, &answer(proto, front, client));
+                node.translated(At::External, &answer(proto, to.addr, snat), &half);
+            } else {
+                let half = first(proto, between, to.addr);
+                node.translated(At::External, &first(proto, client, front), &half);
+                node.translated(At::Out, &half, &first(proto, snat, to.addr));
+                let (_, bytes) = node.run(At::Xdp, &answer(proto, to.addr, snat).build());
+                let restored = transmitted(answer(proto, front, client)).build();
+                assert_eq!(bytes, restored);
+            }
+            assert!(node.is_by_halves(client));
+            let sent = Verdict::Transmit(EXTERNAL);
+            let next = packet(proto, client, front);
+            let translated = transmitted(packet(proto, snat, to.addr));
+            node.check(At::Xdp, &next, sent, &translated);
+            let half = packet(proto, between, to.addr);
+            node.translated(At::External, &next, &half);
+            node.translated(At::Out, &half, &packet(proto, snat, to.addr));
+        }
+    }
+    node.counted(Counter::NewFlow, 4);
+    node.counted(Counter::FlowConfirmed, 4);
 }

@@ -3,12 +3,14 @@
 
 mod builder;
 mod checksum;
+mod conversation;
 mod reader;
 #[cfg(test)]
 mod tests;
 
 pub use self::builder::{Checksum, Fragment, PacketBuilder};
 pub use self::checksum::crc32c;
+pub use self::conversation::Conversation;
 pub use self::reader::Parsed;
 
 /// Protocol number of TCP.

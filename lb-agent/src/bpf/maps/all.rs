@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use lb_common::{
-    Family, V4, V6,
+    V4, V6,
     abi::{
         Affinity, AffinityKey, Backend, Config, Interface, NodeAddrFlags, NodeAddrKey, PacketCount,
         PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SrcRangeKey,
     },
+    flow_table::TableFamily,
     names::maps as names,
 };
 
 use super::{
-    flows::FlowMap,
+    flows::FlowPins,
     mapped::MappedArray,
     per_cpu::PerCpuMap,
     pin::{Access, MapResult},
@@ -21,15 +22,13 @@ use super::{
 
 /// The maps of one family.
 #[derive(Debug)]
-pub(crate) struct FamilyPins<F: Family> {
+pub(crate) struct FamilyPins<F: TableFamily> {
     /// `services_*`: frontend → service port.
     pub services: TypedMap<ServiceKey<F>, Service>,
     /// `backends_*`: backend id → address, port, state.
     pub backends: MappedArray<Backend<F>>,
-    /// `flows_*`: confirmed flows.
-    pub flows: FlowMap<F>,
-    /// `openings_*`: flows that are not confirmed.
-    pub openings: FlowMap<F>,
+    /// `flows_*` and `flow_index_*`: flows, to look at.
+    pub flows: FlowPins<F>,
     /// `affinity_*`: client → backend.
     pub affinity: TypedMap<AffinityKey<F>, Affinity>,
     /// `src_ranges_*`: clients that a load-balancer frontend lets in.
@@ -38,14 +37,13 @@ pub(crate) struct FamilyPins<F: Family> {
     pub node_addrs: TypedMap<NodeAddrKey<F>, NodeAddrFlags>,
 }
 
-impl<F: Family> FamilyPins<F> {
+impl<F: TableFamily> FamilyPins<F> {
     fn open(dir: &Path, access: Access) -> MapResult<Self> {
         let i = F::INDEX;
         Ok(FamilyPins {
             services: TypedMap::open(dir, names::SERVICES[i], access)?,
             backends: MappedArray::open(dir, names::BACKENDS[i], access)?,
-            flows: FlowMap::open(dir, names::FLOWS[i], access)?,
-            openings: FlowMap::open(dir, names::OPENINGS[i], access)?,
+            flows: FlowPins::open(dir)?,
             affinity: TypedMap::open(dir, names::AFFINITY[i], access)?,
             src_ranges: TypedMap::open(dir, names::SRC_RANGES[i], access)?,
             node_addrs: TypedMap::open(dir, names::NODE_ADDRS[i], access)?,

@@ -15,7 +15,7 @@ mod typed;
 pub(crate) use self::{
     all::{FamilyPins, Maps, XDP_DEVICES},
     clock::ClockReader,
-    flows::FlowMap,
+    flows::Reaper,
     per_cpu::PerCpuMap,
     pin::program_pin,
     plain::bytes,

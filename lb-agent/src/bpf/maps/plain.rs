@@ -5,10 +5,11 @@ use std::mem::size_of;
 use lb_common::{
     Family,
     abi::{
-        Affinity, AffinityKey, Backend, Config, Flow, FlowMapKey, Interface, NodeAddrFlags,
-        NodeAddrKey, PacketCount, PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats,
-        SocketOrigin, SocketOriginKey, SocketPeer, SrcRangeKey, XdpDevice,
+        Affinity, AffinityKey, Backend, Config, Interface, NodeAddrFlags, NodeAddrKey, PacketCount,
+        PortFilter, SelectionBlock, Service, ServiceKey, ServiceStats, SocketOrigin,
+        SocketOriginKey, SocketPeer, SrcRangeKey, XdpDevice,
     },
+    flow_table::{ReapList, Seeds},
 };
 
 /// A type whose bytes are what lies in a map.
@@ -19,7 +20,7 @@ pub unsafe trait Plain: Copy + 'static {}
 
 macro_rules! plain {
     ($($name:ty),+) => { $(
-        // SAFETY: integers, or a layout of `lb_common::abi`: `repr(C)`, integers only, gaps are named fields.
+        // SAFETY: integers, or a layout of `lb_common`: `repr(C)`, integers only, gaps are named fields.
         unsafe impl Plain for $name {}
     )+ };
 }
@@ -45,17 +46,11 @@ plain!(
     SocketOriginKey,
     SocketPeer,
     XdpDevice,
-    SelectionBlock
+    SelectionBlock,
+    Seeds,
+    ReapList
 );
-plain_family!(
-    ServiceKey,
-    Backend,
-    Flow,
-    AffinityKey,
-    SrcRangeKey,
-    NodeAddrKey,
-    FlowMapKey
-);
+plain_family!(ServiceKey, Backend, AffinityKey, SrcRangeKey, NodeAddrKey);
 
 /// The bytes of a value.
 pub(crate) fn bytes<T: Plain>(value: &T) -> &[u8] {

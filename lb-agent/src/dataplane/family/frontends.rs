@@ -1,10 +1,10 @@
 //! Wanted entries → `services_*`, and what hangs on an entry: the bit of its port in `port_filter`, and of a
 //! ClusterIP the address-only entry beside it and the prefix in `config`. What programs ask first is there
-//! before the entry and goes after it.
+//! before the entry and goes after it; a port's bit stays for as long as flows need it.
 
 use std::{collections::HashSet, net::IpAddr};
 
-use lb_common::abi::{Service, ServiceKey};
+use lb_common::abi::{Service, ServiceKey, proto};
 
 use crate::dataplane::{
     cluster_span::ClusterSpan,
@@ -26,6 +26,8 @@ pub(crate) struct Frontends<F: StoreFamily> {
     /// Addresses whose address-only entry may have to go.
     idle_addrs: HashSet<F::Addr>,
     span: ClusterSpan,
+    /// UDP frontends that went or changed hands so far: flows through them are another's now, or nobody's.
+    udp_moves: u64,
 }
 
 impl<F: StoreFamily> Frontends<F> {
@@ -53,12 +55,18 @@ impl<F: StoreFamily> Frontends<F> {
             cluster_ips,
             idle_addrs: HashSet::new(),
             span,
+            udp_moves: 0,
         })
     }
 
     /// The entry of a frontend.
     pub(crate) fn get(&self, key: &ServiceKey<F>) -> Option<&Service> {
         self.entries.get(key)
+    }
+
+    /// UDP frontends that went or changed hands so far.
+    pub(crate) fn udp_moves(&self) -> u64 {
+        self.udp_moves
     }
 
     /// Number of entries.
@@ -112,17 +120,19 @@ impl<F: StoreFamily> Frontends<F> {
             return Ok(());
         }
         let is_new = present.is_none();
+        let changes_hands = present.is_some_and(|present| present.id != value.id);
         let was_cluster_ip = present.is_some_and(is_cluster_ip);
         if is_new {
             shared.used_ports.acquire(&mut shared.store, key)?;
         }
         if let Err(error) = shared.maps_mut::<F>().write_service(key, value) {
             if is_new {
-                self.release_port(shared, key);
+                shared.used_ports.release(key);
             }
             return Err(error);
         }
         shared.report.services_written += 1;
+        self.udp_moves += u64::from(changes_hands && key.proto == proto::UDP);
         self.entries.insert(key, *value);
         self.count_cluster_ip(key.addr, was_cluster_ip, is_cluster_ip(value));
         Ok(())
@@ -137,16 +147,11 @@ impl<F: StoreFamily> Frontends<F> {
         shared.maps_mut::<F>().remove_service(key)?;
         if let Some(value) = self.entries.remove(key) {
             shared.report.services_removed += 1;
-            self.release_port(shared, key);
+            self.udp_moves += u64::from(key.proto == proto::UDP);
+            shared.used_ports.release(key);
             self.count_cluster_ip(key.addr, is_cluster_ip(&value), false);
         }
         Ok(())
-    }
-
-    fn release_port<S: MapStore>(&self, shared: &mut Shared<S>, key: &ServiceKey<F>) {
-        if let Err(source) = shared.used_ports.release(&mut shared.store, key) {
-            shared.report.errors.push(source.into());
-        }
     }
 
     fn count_cluster_ip(&mut self, addr: F::Addr, was: bool, is: bool) {
@@ -225,7 +230,8 @@ impl<F: StoreFamily> Frontends<F> {
         for key in lost {
             // The use of its port and address is counted again when it is written again.
             if let Some(was) = self.entries.remove(&key) {
-                shared.used_ports.forget(&key);
+                shared.used_ports.release(&key);
+                self.udp_moves += u64::from(key.proto == proto::UDP);
                 self.count_cluster_ip(key.addr, is_cluster_ip(&was), false);
             }
         }

@@ -18,6 +18,8 @@ use std::{
     sync::Arc,
 };
 
+use lb_common::abi::ServiceKey;
+
 use self::held::HeldPort;
 pub(crate) use self::{
     backends::{ALIVE, Backends},
@@ -98,6 +100,16 @@ impl<F: StoreFamily> FamilyState<F> {
     /// The service id of a service port.
     pub(crate) fn service_id(&self, key: &PortKey) -> Option<u32> {
         self.held.get(key).map(|port| port.service_id)
+    }
+
+    /// Service id of a frontend.
+    pub(crate) fn owner(&self, key: &ServiceKey<F>) -> Option<u32> {
+        self.frontends.get(key).map(|service| service.id)
+    }
+
+    /// Grows with every UDP frontend that goes or changes hands.
+    pub(crate) fn udp_moves(&self) -> u64 {
+        self.frontends.udp_moves()
     }
 
     /// Number of entries of `services_*`.

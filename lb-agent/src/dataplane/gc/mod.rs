@@ -1,376 +1,392 @@
-//! Flows → those that are dead, removed. Both entries of a flow are judged together, by the newest of their
-//! last uses.
+//! Flows as they lie in memory → those that are dead, deleted; and what a round over all of them tells: how full the
+//! tables are, by which ports flows come in.
+//!
+//! The agent only looks. What it has found dead the reaper deletes under the flow's lock, if it still is what was seen. A
+//! record that is being changed while it is read may be seen half; whoever decides by more than its age checks it first.
 
+mod ports;
+mod pressure;
 mod timeouts;
+mod usage;
+
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use lb_common::{
     V4, V6,
-    abi::{Flow, FlowFlags, FlowKey},
+    abi::{FlowFlags, ServiceKey, proto},
+    flow_table::{
+        Class, Derived, IndexLine, Meta, REAP_ITEMS, ReapItem, Record, RecordNumber, WAYS,
+    },
 };
 
-use self::timeouts::LastUse;
-pub(crate) use self::timeouts::{Now, Timeouts};
-use super::store::{FamilyMaps, FlowTable, MapStore, ScanCursor, StoreFamily, StoreResult};
+pub(crate) use self::{
+    ports::FlowPorts,
+    timeouts::{Now, State},
+    usage::{ALARM, FlowUse, IndexUse},
+};
+use self::{
+    pressure::{IdleTimes, Pressure},
+    timeouts::Limits,
+};
+use super::store::{FamilyMaps, MapStore, Reap, Reaped, StoreFamily, StoreResult};
 use crate::net::IpFamily;
+
+/// Buckets looked at in one go: some 20 microseconds.
+const STEP: u32 = 64;
+/// Room for what a step may find.
+const STEP_ITEMS: usize = (STEP * WAYS) as usize;
+const _: () = assert!(STEP_ITEMS < REAP_ITEMS);
+
+/// A datagram that was answered by nobody lets its tuple go after so many seconds.
+const RESERVED_SECS: u64 = 180;
+/// In this time every index line is swept once.
+const SWEEP: Duration = Duration::from_secs(120);
 
 /// What a tick did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct GcReport {
-    pub(crate) scanned: usize,
-    pub(crate) removed: usize,
-    /// Whether every table has been looked through since the last time this was true.
+    /// Flows deleted.
+    pub(crate) removed: u32,
+    /// Index entries swept.
+    pub(crate) swept: u32,
+    /// Whether all flows have been looked through since the last time this was true.
     pub(crate) is_round_complete: bool,
 }
 
-/// The tables in the order in which they are gone through.
-const TABLES: [(IpFamily, FlowTable); 4] = [
-    (IpFamily::V4, FlowTable::Flows),
-    (IpFamily::V4, FlowTable::Openings),
-    (IpFamily::V6, FlowTable::Flows),
-    (IpFamily::V6, FlowTable::Openings),
-];
-
-/// Entries a batch: a few hundred kB of keys and values.
-const BATCH: usize = 4_096;
-
-/// The collector: goes through both tables of both families, a bounded number of entries a tick.
-#[derive(Debug, Default)]
-pub(crate) struct FlowGc {
-    timeouts: Timeouts,
-    /// The table it is at, of [`TABLES`], and where in it.
-    table: usize,
-    cursor: Option<ScanCursor>,
-    /// Entries seen in this table so far.
-    seen: usize,
-    /// Entries seen in each table when it was last gone through.
-    entries: [usize; TABLES.len()],
-    batch_v4: Batch<V4>,
-    batch_v6: Batch<V6>,
+/// Whose a frontend is, as far as flows of UDP must follow it.
+pub(crate) struct Owners<'a> {
+    /// Grows with every UDP frontend that goes or changes hands; `None`: it is not known yet whose they are.
+    pub(crate) moves: Option<u64>,
+    /// Service id of a frontend.
+    pub(crate) v4: &'a dyn Fn(&ServiceKey<V4>) -> Option<u32>,
+    /// The same of IPv6.
+    pub(crate) v6: &'a dyn Fn(&ServiceKey<V6>) -> Option<u32>,
 }
 
-/// Entries read at once.
-type Batch<F> = Vec<(FlowKey<F>, Flow<F>)>;
+/// The collector: walks over both families' tables, for as long as it is let.
+#[derive(Debug)]
+pub(crate) struct FlowGc {
+    /// Where it is.
+    family: IpFamily,
+    bucket: u32,
+    round: Round,
+    found: Found,
+    brooms: [Broom; 2],
+    pressure: [Pressure; 2],
+    /// [`Owners::moves`] that all flows of UDP have followed.
+    followed: Option<u64>,
+    /// What is to be deleted, of the family it is at.
+    due: Vec<ReapItem>,
+}
 
-impl FlowGc {
-    pub(crate) fn new(timeouts: Timeouts) -> Self {
+/// What complete rounds have found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// The tables, IPv4 and IPv6.
+    pub(crate) tables: [TableFound; 2],
+    /// By which ports flows come in.
+    pub(crate) ports: FlowPorts,
+}
+
+/// What is known of a family's table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct TableFound {
+    /// How full it is.
+    pub(crate) usage: FlowUse,
+    /// How full its index is.
+    pub(crate) index: IndexUse,
+    /// Flows deleted since the start.
+    pub(crate) removed: u64,
+    /// Index entries swept since the start.
+    pub(crate) swept: u64,
+}
+
+/// The round under way.
+#[derive(Debug)]
+struct Round {
+    usage: FlowUse,
+    idle: IdleTimes,
+    ports: FlowPorts,
+    /// [`Owners::moves`] when it began.
+    moves: Option<u64>,
+    /// Whether flows of UDP are asked whose they are.
+    follows: bool,
+    /// Something that was to be deleted had changed meanwhile.
+    is_missed: bool,
+}
+
+impl Default for FlowGc {
+    fn default() -> Self {
         FlowGc {
-            timeouts,
-            ..FlowGc::default()
+            family: IpFamily::V4,
+            bucket: 0,
+            round: Round {
+                usage: FlowUse::default(),
+                idle: IdleTimes::new(),
+                ports: FlowPorts::default(),
+                moves: None,
+                follows: false,
+                is_missed: false,
+            },
+            found: Found::default(),
+            brooms: [Broom::default(); 2],
+            pressure: [Pressure::default(); 2],
+            followed: None,
+            due: Vec::with_capacity(REAP_ITEMS),
         }
     }
+}
 
-    /// Entries of `flows_v4`, `openings_v4`, `flows_v6` and `openings_v6` when each was last looked through.
-    pub(crate) const fn entries(&self) -> [usize; TABLES.len()] {
-        self.entries
+impl FlowGc {
+    /// What complete rounds have found.
+    pub(crate) const fn found(&self) -> &Found {
+        &self.found
     }
 
-    /// Looks at about `limit` entries, goes on where the last tick ended.
+    /// Whether flows of UDP are to follow frontends that went or changed hands.
+    pub(crate) fn is_behind(&self, moves: Option<u64>) -> bool {
+        moves.is_some() && moves != self.followed
+    }
+
+    /// Looks at flows from where the last tick ended, until the round is complete or time is up.
     pub(crate) fn tick<S: MapStore>(
         &mut self,
         store: &mut S,
+        owners: &Owners<'_>,
         now: Now,
-        limit: usize,
+        has_time: &mut dyn FnMut() -> bool,
     ) -> StoreResult<GcReport> {
         let mut report = GcReport::default();
-        while report.scanned < limit && !report.is_round_complete {
-            let scanned = report.scanned;
-            let (family, table) = TABLES[self.table];
-            let mut step = Step {
-                store,
-                timeouts: &self.timeouts,
-                now,
-                report: &mut report,
+        loop {
+            let result = match self.family {
+                IpFamily::V4 => self.step::<V4, _>(store, owners, owners.v4, now, &mut report),
+                IpFamily::V6 => self.step::<V6, _>(store, owners, owners.v6, now, &mut report),
             };
-            let batch = BATCH.min(limit - scanned);
-            let next = match family {
-                IpFamily::V4 => step.take(table, self.cursor, batch, &mut self.batch_v4),
-                IpFamily::V6 => step.take(table, self.cursor, batch, &mut self.batch_v6),
-            };
-            // A table that cannot be read must not keep the others from their turn.
-            self.cursor = match &next {
-                Ok(cursor) => *cursor,
-                Err(_) => None,
-            };
-            self.seen += report.scanned - scanned;
-            if self.cursor.is_none() {
-                self.entries[self.table] = std::mem::take(&mut self.seen);
-                self.table = (self.table + 1) % TABLES.len();
-                report.is_round_complete = self.table == 0;
+            result?;
+            if report.is_round_complete {
+                break;
             }
-            next?;
+            if !has_time() {
+                match self.family {
+                    IpFamily::V4 => self.reap::<V4, _>(store, 0..0, now, &mut report)?,
+                    IpFamily::V6 => self.reap::<V6, _>(store, 0..0, now, &mut report)?,
+                }
+                break;
+            }
         }
+        let v4 = self.sweep::<V4, _>(store);
+        let v6 = self.sweep::<V6, _>(store);
+        self.reap::<V4, _>(store, v4, now, &mut report)?;
+        self.reap::<V6, _>(store, v6, now, &mut report)?;
         Ok(report)
     }
-}
 
-/// One batch of one table.
-struct Step<'a, S> {
-    store: &'a mut S,
-    timeouts: &'a Timeouts,
-    now: Now,
-    report: &'a mut GcReport,
-}
-
-impl<S: MapStore> Step<'_, S> {
-    /// Reads a batch and removes what is dead of it; returns where to go on.
-    fn take<F: StoreFamily>(
+    /// Looks at some buckets of a family.
+    fn step<F: StoreFamily, S: MapStore>(
         &mut self,
-        table: FlowTable,
-        cursor: Option<ScanCursor>,
-        limit: usize,
-        batch: &mut Batch<F>,
-    ) -> StoreResult<Option<ScanCursor>> {
-        batch.clear();
-        let next = F::maps(self.store).scan_flows(table, cursor, limit, batch)?;
-        self.report.scanned += batch.len();
-        for (key, flow) in batch.iter() {
-            if self
-                .timeouts
-                .may_have_passed(key.proto, flow.into(), self.now)
-            {
-                self.remove_if_dead(key)?;
-            }
+        store: &mut S,
+        owners: &Owners<'_>,
+        owner: &dyn Fn(&ServiceKey<F>) -> Option<u32>,
+        now: Now,
+        report: &mut GcReport,
+    ) -> StoreResult<()> {
+        let buckets = F::maps(store).flow_buckets();
+        if self.bucket == 0 {
+            self.begin::<F>(buckets, owners, now);
         }
-        Ok(next)
-    }
-
-    /// Reads a flow again and removes all its entries if it is dead.
-    fn remove_if_dead<F: StoreFamily>(&mut self, key: &FlowKey<F>) -> StoreResult<()> {
-        let mut entries = self.entries_of(key)?;
-        let uses: Vec<_> = entries.iter().map(|(_, f)| LastUse::from(f)).collect();
-        if !self.timeouts.have_passed(key.proto, &uses, self.now) {
-            return Ok(());
-        }
-        // Original entries first: no packet is sent on whose reply would not be known.
-        entries.sort_by_key(|(_, f)| f.has(FlowFlags::REPLY));
-        for (key, _) in entries {
-            for table in [FlowTable::Flows, FlowTable::Openings] {
-                let removed = F::maps_mut(self.store).remove_flow(table, &key)?;
-                self.report.removed += usize::from(removed);
+        let to = (self.bucket + STEP).min(buckets);
+        let mut look = Look {
+            limits: Limits::new(&now),
+            now,
+            round: &mut self.round,
+            pressure: &mut self.pressure[F::INDEX],
+            owner,
+            due: &mut self.due,
+        };
+        let mut each =
+            |number: RecordNumber, meta: Meta, record: &Record<F>| look.at(number, meta, record);
+        F::maps(store).each_flow(self.bucket..to, &mut each);
+        self.bucket = to;
+        let is_last = to >= buckets;
+        if is_last || self.due.len() + STEP_ITEMS > REAP_ITEMS {
+            let reaped = self.reap::<F, _>(store, 0..0, now, report);
+            if is_last {
+                // A table that cannot be written must not keep the other from its turn.
+                self.end::<F>(report);
             }
+            reaped?;
         }
         Ok(())
     }
 
-    /// All entries of the flow that an entry belongs to; none: it is gone by now.
-    fn entries_of<F: StoreFamily>(&self, key: &FlowKey<F>) -> StoreResult<Batch<F>> {
-        let Some(flow) = self.find(key)? else {
-            return Ok(Vec::new());
-        };
-        let mut entries = vec![(*key, flow)];
-        let partner_key = flow.partner_key(key);
-        if let Some(partner) = self.find(&partner_key)? {
-            entries.push((partner_key, partner));
-            // The partner of an egress entry is the ingress entry of the other direction; that one's
-            // partner completes the pair by whose last use the egress entry lives.
-            let third_key = partner.partner_key(&partner_key);
-            if third_key != *key
-                && let Some(third) = self.find(&third_key)?
-            {
-                entries.push((third_key, third));
-            }
+    /// A family's table begins.
+    fn begin<F: StoreFamily>(&mut self, buckets: u32, owners: &Owners<'_>, now: Now) {
+        let round = &mut self.round;
+        if F::INDEX == 0 {
+            round.ports.clear();
+            round.moves = owners.moves;
+            round.follows = owners.moves.is_some() && owners.moves != self.followed;
+            round.is_missed = false;
         }
-        for (key, flow) in entries.clone() {
-            let egress_key = flow.egress_key(&key);
-            if flow.has(FlowFlags::SNAT)
-                && !entries.iter().any(|(k, _)| *k == egress_key)
-                && let Some(egress) = self.find(&egress_key)?
-                && egress.has(FlowFlags::EGRESS)
-            {
-                entries.push((egress_key, egress));
-            }
-        }
-        Ok(entries)
+        round.usage = FlowUse::of(buckets);
+        round.idle.begin(|secs| now.units(u64::from(secs)));
     }
 
-    fn find<F: StoreFamily>(&self, key: &FlowKey<F>) -> StoreResult<Option<Flow<F>>> {
-        let maps = F::maps(self.store);
-        match maps.flow(FlowTable::Flows, key)? {
-            Some(flow) => Ok(Some(flow)),
-            None => maps.flow(FlowTable::Openings, key),
+    /// A family's table ends.
+    fn end<F: StoreFamily>(&mut self, report: &mut GcReport) {
+        let usage = self.round.usage;
+        self.found.tables[F::INDEX].usage = usage;
+        self.pressure[F::INDEX] = self.round.idle.pressure(usage.places);
+        self.bucket = 0;
+        self.family = match self.family {
+            IpFamily::V4 => IpFamily::V6,
+            IpFamily::V6 => IpFamily::V4,
+        };
+        if self.family == IpFamily::V4 {
+            std::mem::swap(&mut self.found.ports, &mut self.round.ports);
+            if self.round.follows && !self.round.is_missed {
+                self.followed = self.round.moves;
+            }
+            report.is_round_complete = true;
+        }
+    }
+
+    /// The index lines of a family that are next.
+    fn sweep<F: StoreFamily, S: MapStore>(&mut self, store: &S) -> Range<u32> {
+        let index = &mut self.found.tables[F::INDEX].index;
+        self.brooms[F::INDEX].turn::<F, _>(store, index)
+    }
+
+    /// Has deleted what is due, and swept some lines.
+    fn reap<F: StoreFamily, S: MapStore>(
+        &mut self,
+        store: &mut S,
+        lines: Range<u32>,
+        now: Now,
+        report: &mut GcReport,
+    ) -> StoreResult<()> {
+        if self.due.is_empty() && lines.is_empty() {
+            return Ok(());
+        }
+        let reap = Reap {
+            items: &self.due,
+            lines,
+            reserved_age: now.units(RESERVED_SECS),
+        };
+        let reaped = store.reap::<F>(&reap);
+        let listed = self.due.len();
+        self.due.clear();
+        let Reaped { deleted, swept } = match reaped {
+            Ok(reaped) => reaped,
+            Err(error) => {
+                self.round.is_missed = true;
+                return Err(error);
+            }
+        };
+        self.round.is_missed |= deleted as usize != listed;
+        let table = &mut self.found.tables[F::INDEX];
+        table.removed += u64::from(deleted);
+        table.swept += u64::from(swept);
+        report.removed += deleted;
+        report.swept += swept;
+        Ok(())
+    }
+}
+
+/// A look at one flow after the other.
+struct Look<'a, F: StoreFamily> {
+    limits: Limits,
+    now: Now,
+    round: &'a mut Round,
+    pressure: &'a mut Pressure,
+    owner: &'a dyn Fn(&ServiceKey<F>) -> Option<u32>,
+    due: &'a mut Vec<ReapItem>,
+}
+
+impl<F: StoreFamily> Look<'_, F> {
+    fn at(&mut self, number: RecordNumber, meta: Meta, record: &Record<F>) {
+        self.round.usage.add(number, meta);
+        self.round.ports.add(record);
+        let idle = self.now.units_since(record.stamp);
+        let state = State::of(record.original.proto(), record.flags);
+        let mut is_due = idle >= self.limits.of(state);
+        if !is_due && self.round.follows {
+            is_due = self.is_left_behind(record);
+        }
+        if !is_due && meta.class() == Class::Confirmed {
+            is_due = self.pressure.takes(idle);
+            if !is_due {
+                self.round.idle.add(idle);
+            }
+        }
+        if is_due && record.is_whole() {
+            self.due
+                .push(ReapItem::new(number.0, record.check, record.stamp));
+        }
+    }
+
+    /// Whether a flow of UDP came in by a frontend that is another's by now, or nobody's (semantics 17.3).
+    fn is_left_behind(&self, record: &Record<F>) -> bool {
+        let original = &record.original;
+        if original.proto() != proto::UDP || record.flags.contains(FlowFlags::DIRECT) {
+            return false;
+        }
+        let frontend = ServiceKey::new(original.daddr(), original.dport(), original.proto());
+        let owner = (self.owner)(&frontend).map(|id| id & Record::<F>::ID);
+        owner != Some(record.service)
+    }
+}
+
+/// Sweeps a family's index lines, all of them once in [`SWEEP`], and counts what is there.
+#[derive(Clone, Copy, Debug, Default)]
+struct Broom {
+    line: u32,
+    last: Option<Instant>,
+    counted: IndexUse,
+}
+
+impl Broom {
+    /// The lines that are next; `index`: what the last complete turn has counted.
+    fn turn<F: StoreFamily, S: MapStore>(&mut self, store: &S, index: &mut IndexUse) -> Range<u32> {
+        let maps = F::maps(store);
+        let lines = maps.flow_lines();
+        let now = Instant::now();
+        let most = REAP_ITEMS as u128;
+        let due = self.last.map_or(most, |last| {
+            (now - last).as_millis() * u128::from(lines) / SWEEP.as_millis()
+        });
+        let due = u32::try_from(due.min(most)).unwrap_or(0);
+        if due == 0 {
+            return 0..0;
+        }
+        self.last = Some(now);
+        if self.line == 0 {
+            self.counted = IndexUse::of(lines);
+            index.places = self.counted.places;
+        }
+        let range = self.line..(self.line + due).min(lines);
+        let before = self.counted.entries;
+        let counted = &mut self.counted;
+        maps.each_index_entry(range.clone(), &mut |entry| {
+            counted.entries += 1;
+            counted.reserved += u64::from(IndexLine::kind(entry) == Some(Derived::Reserved));
+        });
+        self.line = range.end;
+        if range.end >= lines {
+            self.line = 0;
+            *index = self.counted;
+        }
+        // Of empty lines nothing can be swept.
+        if self.counted.entries == before {
+            0..0
+        } else {
+            range
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use lb_common::{
-        V4,
-        abi::{Addr4, Be16, Side, Translation, proto},
-    };
-
-    use super::*;
-    use crate::dataplane::fake::FakeStore;
-
-    fn now(stamp: u32) -> Now {
-        // One stamp a second.
-        Now { stamp, hz: 256 }
-    }
-
-    fn addr(last: u8) -> Addr4 {
-        std::net::Ipv4Addr::new(10, 0, 0, last).into()
-    }
-
-    const CLIENT: u8 = 1;
-    const VIP: u8 = 2;
-    const BACKEND: u8 = 3;
-    const NODE: u8 = 4;
-
-    type Entry = (FlowKey<V4>, Flow<V4>);
-
-    fn entry(
-        side: Side,
-        from: [u8; 2],
-        ports: [u16; 2],
-        to: [u8; 2],
-        to_ports: [u16; 2],
-        flags: FlowFlags,
-        proto: u8,
-    ) -> Entry {
-        let port = Be16::from_host;
-        let key = FlowKey::new(
-            addr(from[0]),
-            addr(from[1]),
-            port(ports[0]),
-            port(ports[1]),
-            proto,
-            side,
-        );
-        let to = Translation {
-            saddr: addr(to[0]),
-            daddr: addr(to[1]),
-            sport: port(to_ports[0]),
-            dport: port(to_ports[1]),
-        };
-        (
-            key,
-            Flow {
-                to,
-                flags,
-                ..Flow::default()
-            },
-        )
-    }
-
-    /// client:1000 → VIP:80 to backend:8080, through a pod interface.
-    fn pair(proto: u8) -> [Entry; 2] {
-        let seen = FlowFlags::SEEN | FlowFlags::CONFIRMED;
-        let reply = seen | FlowFlags::REPLY | FlowFlags::ORIGINAL_AT_POD;
-        [
-            entry(
-                Side::PodIn,
-                [CLIENT, VIP],
-                [1000, 80],
-                [CLIENT, BACKEND],
-                [1000, 8080],
-                seen,
-                proto,
-            ),
-            entry(
-                Side::Out,
-                [BACKEND, CLIENT],
-                [8080, 1000],
-                [VIP, CLIENT],
-                [80, 1000],
-                reply,
-                proto,
-            ),
-        ]
-    }
-
-    /// The same from outside, with SNAT: two ingress entries and two egress ones.
-    fn snat() -> [Entry; 4] {
-        let seen = FlowFlags::SEEN | FlowFlags::CONFIRMED;
-        let (ports, to) = ([1000, 80], [20_000, 8080]);
-        let original = entry(
-            Side::ExternalIn,
-            [CLIENT, VIP],
-            ports,
-            [NODE, BACKEND],
-            to,
-            seen | FlowFlags::SNAT,
-            proto::TCP,
-        );
-        let flags = seen | FlowFlags::REPLY | FlowFlags::SNAT;
-        let reply = entry(
-            Side::ExternalIn,
-            [BACKEND, NODE],
-            [8080, 20_000],
-            [VIP, CLIENT],
-            [80, 1000],
-            flags,
-            proto::TCP,
-        );
-        let egress = |e: &Entry| {
-            let mut flow = e.1;
-            flow.flags = flow.flags.without(FlowFlags::SNAT) | FlowFlags::EGRESS;
-            (e.1.egress_key(&e.0), flow)
-        };
-        [original, reply, egress(&original), egress(&reply)]
-    }
-
-    fn store(flows: &[Entry]) -> FakeStore {
-        let mut store = FakeStore::small();
-        store.v4.flows[0] = flows.to_vec();
-        store
-    }
-
-    fn round(store: &mut FakeStore, stamp: u32) -> GcReport {
-        FlowGc::default().tick(store, now(stamp), 1_000).unwrap()
-    }
-
-    #[test]
-    fn pair_lives_by_the_newest_use_and_goes_together() {
-        let mut flows = pair(proto::UDP);
-        flows[1].1.stamp = 100;
-        let mut store = store(&flows);
-        assert_eq!(round(&mut store, 219).removed, 0);
-        let report = round(&mut store, 220);
-        assert_eq!((report.removed, report.is_round_complete), (2, true));
-        assert!(store.v4.flows[0].is_empty());
-    }
-
-    #[test]
-    fn both_fins_end_a_connection_that_one_fin_leaves() {
-        let mut flows = pair(proto::TCP);
-        flows[0].1.flags |= FlowFlags::FIN;
-        let mut one = store(&flows);
-        assert_eq!(round(&mut one, 130).removed, 0);
-        flows[1].1.flags |= FlowFlags::FIN;
-        let mut both = store(&flows);
-        assert_eq!(round(&mut both, 119).removed, 0);
-        assert_eq!(round(&mut both, 130).removed, 2);
-    }
-
-    #[test]
-    fn snat_flow_goes_with_its_egress_entries_and_not_before_them() {
-        let mut flows = snat();
-        flows.iter_mut().for_each(|f| f.1.flags |= FlowFlags::RST);
-        for used in 0..4 {
-            let mut flows = flows;
-            flows[used].1.stamp = 50;
-            let mut store = store(&flows);
-            assert_eq!(round(&mut store, 165).removed, 0, "entry {used} was used");
-            assert_eq!(round(&mut store, 170).removed, 4);
-        }
-    }
-
-    #[test]
-    fn orphan_ages_by_its_own_use() {
-        let [_, mut reply] = pair(proto::UDP);
-        reply.1.stamp = 100;
-        let mut store = store(&[reply]);
-        assert_eq!(round(&mut store, 219).removed, 0);
-        assert_eq!(round(&mut store, 220).removed, 1);
-    }
-
-    #[test]
-    fn tick_is_bounded_and_goes_on_where_it_ended() {
-        let mut store = store(&snat());
-        let mut gc = FlowGc::default();
-        let report = gc.tick(&mut store, now(0), 3).unwrap();
-        assert_eq!((report.scanned, report.is_round_complete), (3, false));
-        let report = gc.tick(&mut store, now(0), 3).unwrap();
-        assert_eq!((report.scanned, report.is_round_complete), (1, true));
-    }
-}
+mod tests;

@@ -1,52 +1,70 @@
-//! State and last uses of a flow's entries → whether it is dead. Nothing but age and state decides.
+//! State and last use of a flow → whether it is dead. Nothing but age and state decides.
 
 use std::time::Duration;
 
-use lb_common::{
-    abi::{Clock, Flow, FlowFlags, proto},
-    family::Family,
-};
+use lb_common::abi::{Clock, FlowFlags, proto};
 
-/// How long a flow may idle, by its state. Defaults are the kernel's and kube-proxy's (semantics 17.9, 18.4).
+/// How far a connection has come, by which it may idle for longer or shorter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Timeouts {
-    /// TCP past its handshake.
-    pub(crate) tcp_established: Duration,
-    /// TCP, one side has sent FIN (CLOSE_WAIT).
-    pub(crate) tcp_close_wait: Duration,
-    /// TCP, both sides have sent FIN (TIME_WAIT).
-    pub(crate) tcp_time_wait: Duration,
-    /// TCP, a side has sent RST.
-    pub(crate) tcp_reset: Duration,
+pub(crate) enum State {
     /// TCP whose handshake is not complete.
-    pub(crate) tcp_opening: Duration,
+    TcpOpening,
+    /// TCP past its handshake.
+    TcpEstablished,
+    /// TCP, one side has sent FIN (CLOSE_WAIT).
+    TcpCloseWait,
+    /// TCP, both sides have sent FIN (TIME_WAIT), or a side has sent RST.
+    TcpOver,
     /// UDP without an answer.
-    pub(crate) udp_unreplied: Duration,
+    UdpUnreplied,
     /// UDP that was answered.
-    pub(crate) udp_stream: Duration,
-    /// SCTP that was answered and confirmed.
-    pub(crate) sctp_established: Duration,
-    /// SCTP before that.
-    pub(crate) sctp_opening: Duration,
+    UdpStream,
+    /// SCTP that was not answered and confirmed yet.
+    SctpOpening,
+    /// SCTP past that.
+    SctpEstablished,
 }
 
-impl Default for Timeouts {
-    fn default() -> Self {
-        Timeouts {
-            tcp_established: Duration::from_hours(24),
-            tcp_close_wait: Duration::from_hours(1),
-            tcp_time_wait: Duration::from_secs(120),
-            tcp_reset: Duration::from_secs(120),
-            tcp_opening: Duration::from_secs(60),
-            udp_unreplied: Duration::from_secs(30),
-            udp_stream: Duration::from_secs(120),
-            sctp_established: Duration::from_hours(24),
-            sctp_opening: Duration::from_secs(60),
+impl State {
+    const ALL: [State; 8] = [
+        State::TcpOpening,
+        State::TcpEstablished,
+        State::TcpCloseWait,
+        State::TcpOver,
+        State::UdpUnreplied,
+        State::UdpStream,
+        State::SctpOpening,
+        State::SctpEstablished,
+    ];
+
+    /// Of a flow.
+    pub(crate) fn of(proto: u8, flags: FlowFlags) -> State {
+        let confirmed = flags.contains(FlowFlags::CONFIRMED);
+        match proto {
+            proto::TCP if flags.is_over() => State::TcpOver,
+            proto::TCP if !confirmed => State::TcpOpening,
+            proto::TCP if flags.intersects(FlowFlags::CLOSING) => State::TcpCloseWait,
+            proto::TCP => State::TcpEstablished,
+            proto::SCTP if confirmed => State::SctpEstablished,
+            proto::SCTP => State::SctpOpening,
+            _ if confirmed || flags.contains(FlowFlags::REPLY_SEEN) => State::UdpStream,
+            _ => State::UdpUnreplied,
+        }
+    }
+
+    /// How long a flow may idle in it. The kernel's times and kube-proxy's (semantics 17.9, 18.4).
+    pub(crate) const fn timeout(self) -> Duration {
+        match self {
+            State::TcpEstablished | State::SctpEstablished => Duration::from_hours(24),
+            State::TcpCloseWait => Duration::from_hours(1),
+            State::TcpOver | State::UdpStream => Duration::from_secs(120),
+            State::TcpOpening | State::SctpOpening => Duration::from_secs(60),
+            State::UdpUnreplied => Duration::from_secs(30),
         }
     }
 }
 
-/// This moment in the unit of [`Flow::stamp`].
+/// This moment in the unit of [`lb_common::flow_table::Record::stamp`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Now {
     /// [`Clock::stamp`].
@@ -56,76 +74,34 @@ pub(crate) struct Now {
 }
 
 impl Now {
-    /// Time since a stamp. One from the future, written while we look, is no time at all.
-    pub(crate) fn since(&self, stamp: u32) -> Duration {
+    /// Units since a stamp. One from the future, written while we look, is no time at all.
+    pub(super) const fn units_since(&self, stamp: u32) -> u32 {
         let idle = self.stamp.wrapping_sub(stamp);
-        if idle > u32::MAX / 2 {
-            return Duration::ZERO;
-        }
-        let jiffies = u64::from(idle) << Clock::STAMP_SHIFT;
+        if idle > u32::MAX / 2 { 0 } else { idle }
+    }
+    /// Time since a stamp.
+    pub(crate) fn since(&self, stamp: u32) -> Duration {
+        let jiffies = u64::from(self.units_since(stamp)) << Clock::STAMP_SHIFT;
         Duration::from_millis(jiffies * 1_000 / u64::from(self.hz.max(1)))
     }
-}
-
-/// What of a flow's entry decides.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct LastUse {
-    /// [`Flow::stamp`].
-    pub(super) stamp: u32,
-    /// [`Flow::flags`].
-    pub(super) flags: FlowFlags,
-}
-
-impl<F: Family> From<&Flow<F>> for LastUse {
-    fn from(flow: &Flow<F>) -> Self {
-        LastUse {
-            stamp: flow.stamp,
-            flags: flow.flags,
-        }
+    /// The least number of units that are so many seconds.
+    pub(super) fn units(&self, secs: u64) -> u32 {
+        let units = (secs * u64::from(self.hz)).div_ceil(1 << Clock::STAMP_SHIFT);
+        u32::try_from(units).unwrap_or(u32::MAX)
     }
 }
 
-impl Timeouts {
-    /// How long a flow of these entries may idle.
-    pub(super) fn of(&self, proto: u8, entries: &[LastUse]) -> Duration {
-        let any = |flags| entries.iter().any(|e| e.flags.contains(flags));
-        let has_fin = |reply: bool| {
-            entries.iter().any(|e| {
-                e.flags.contains(FlowFlags::FIN) && e.flags.contains(FlowFlags::REPLY) == reply
-            })
-        };
-        match proto {
-            proto::TCP if any(FlowFlags::RST) => self.tcp_reset,
-            proto::TCP if !any(FlowFlags::CONFIRMED) => self.tcp_opening,
-            proto::TCP => match (has_fin(false), has_fin(true)) {
-                (true, true) => self.tcp_time_wait,
-                (false, false) => self.tcp_established,
-                _ => self.tcp_close_wait,
-            },
-            proto::SCTP if any(FlowFlags::CONFIRMED) => self.sctp_established,
-            proto::SCTP => self.sctp_opening,
-            _ if any(FlowFlags::REPLY | FlowFlags::SEEN) || any(FlowFlags::CONFIRMED) => {
-                self.udp_stream
-            }
-            _ => self.udp_unreplied,
-        }
-    }
+/// The timeouts in units of stamps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits([u32; State::ALL.len()]);
 
-    /// Whether a flow of these entries is dead: the newest of their uses counts.
-    pub(super) fn have_passed(&self, proto: u8, entries: &[LastUse], now: Now) -> bool {
-        let idle = entries.iter().map(|e| now.since(e.stamp)).min();
-        idle.is_some_and(|idle| idle >= self.of(proto, entries))
+impl Limits {
+    pub(super) fn new(now: &Now) -> Limits {
+        Limits(State::ALL.map(|state| now.units(state.timeout().as_secs())))
     }
-
-    /// A first look that needs no other entry: the entry alone, taken for the longest-lived flow it can
-    /// belong to. An entry that has seen FIN or RST is worth a look at its partner.
-    pub(super) fn may_have_passed(&self, proto: u8, entry: LastUse, now: Now) -> bool {
-        let least = if entry.flags.intersects(FlowFlags::CLOSING) {
-            self.tcp_reset.min(self.tcp_time_wait)
-        } else {
-            self.of(proto, &[entry])
-        };
-        now.since(entry.stamp) >= least
+    /// Units that a flow may idle.
+    pub(super) const fn of(&self, state: State) -> u32 {
+        self.0[state as usize]
     }
 }
 
@@ -133,63 +109,43 @@ impl Timeouts {
 mod tests {
     use super::*;
 
-    fn now(stamp: u32) -> Now {
-        // One stamp a second.
-        Now { stamp, hz: 256 }
-    }
-
-    fn last_use(stamp: u32, flags: FlowFlags) -> LastUse {
-        LastUse { stamp, flags }
-    }
-
     // semantics 17.9, 18.4
     #[test]
     fn each_state_has_its_timeout() {
-        let t = Timeouts::default();
-        let confirmed = FlowFlags::SEEN | FlowFlags::CONFIRMED;
-        let reply = confirmed | FlowFlags::REPLY;
-        let (fin, rst) = (FlowFlags::FIN, FlowFlags::RST);
-        let opening_reply = FlowFlags::REPLY | FlowFlags::SEEN;
-        for (proto, original, other, secs) in [
-            (proto::TCP, confirmed, reply, 86_400),
-            (proto::TCP, confirmed | fin, reply, 3_600),
-            (proto::TCP, confirmed, reply | fin, 3_600),
-            (proto::TCP, confirmed | fin, reply | fin, 120),
-            (proto::TCP, confirmed, reply | rst, 120),
-            (proto::TCP, FlowFlags::SEEN, FlowFlags::REPLY, 60),
-            (proto::TCP, FlowFlags::SEEN, opening_reply, 60),
-            (proto::UDP, FlowFlags::SEEN, FlowFlags::REPLY, 30),
-            (proto::UDP, FlowFlags::SEEN, opening_reply, 120),
-            (proto::UDP, confirmed, reply, 120),
-            (proto::SCTP, confirmed, reply, 86_400),
-            (proto::SCTP, FlowFlags::SEEN, FlowFlags::REPLY, 60),
+        let confirmed = FlowFlags::CONFIRMED;
+        let (fin, rst, seen) = (FlowFlags::FIN, FlowFlags::RST, FlowFlags::REPLY_SEEN);
+        for (proto, flags, secs) in [
+            (proto::TCP, confirmed, 86_400),
+            (proto::TCP, confirmed | fin, 3_600),
+            (proto::TCP, confirmed | FlowFlags::REPLY_FIN, 3_600),
+            (proto::TCP, confirmed | fin | FlowFlags::REPLY_FIN, 120),
+            (proto::TCP, confirmed | rst, 120),
+            (proto::TCP, FlowFlags::REPLY_RST, 120),
+            (proto::TCP, FlowFlags::NONE, 60),
+            (proto::TCP, seen, 60),
+            (proto::TCP, FlowFlags::MIDSTREAM | seen, 60),
+            (proto::UDP, FlowFlags::NONE, 30),
+            (proto::UDP, seen, 120),
+            (proto::UDP, confirmed | seen, 120),
+            (proto::SCTP, confirmed, 86_400),
+            (proto::SCTP, seen, 60),
         ] {
-            // The newest use counts, whichever side it was.
-            for stamps in [[1_000, 900], [900, 1_000]] {
-                let entries = [last_use(stamps[0], original), last_use(stamps[1], other)];
-                assert!(
-                    !t.have_passed(proto, &entries, now(1_000 + secs - 1)),
-                    "{proto} {original:?} {other:?}"
-                );
-                assert!(
-                    t.have_passed(proto, &entries, now(1_000 + secs)),
-                    "{proto} {original:?} {other:?}"
-                );
-            }
+            let state = State::of(proto, flags);
+            assert_eq!(state.timeout().as_secs(), secs, "{proto} {flags:?}");
+            // One stamp a second.
+            let limit = Limits::new(&Now { stamp: 0, hz: 256 }).of(state);
+            assert_eq!(u64::from(limit), secs, "{proto} {flags:?}");
         }
     }
 
     #[test]
     fn stamps_count_jiffies_and_wrap() {
-        assert_eq!(
-            Now {
-                stamp: 250,
-                hz: 1_000
-            }
-            .since(0),
-            Duration::from_secs(64)
-        );
-        assert_eq!(now(4).since(u32::MAX - 5), Duration::from_secs(10));
-        assert_eq!(now(4).since(5), Duration::ZERO);
+        let now = |stamp, hz| Now { stamp, hz };
+        assert_eq!(now(250, 1_000).since(0), Duration::from_secs(64));
+        assert_eq!(now(4, 256).since(u32::MAX - 5), Duration::from_secs(10));
+        assert_eq!(now(4, 256).since(5), Duration::ZERO);
+        // Never less than asked for.
+        assert_eq!(now(0, 250).units(30), 30);
+        assert_eq!(now(0, 1_000).units(30), 118);
     }
 }

@@ -37,6 +37,7 @@ fn audit_repairs_and_counts_what_somebody_changed() {
     );
     let report = dataplane.audit(&fresh).unwrap();
     assert_eq!(report.differences(), 0);
+    look_at_all_flows(&mut dataplane);
     assert!(entry(&dataplane, "10.96.0.2", 80).is_some() && !dataplane.store().port_bit(1, 53));
 }
 

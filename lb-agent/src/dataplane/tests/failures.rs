@@ -8,7 +8,6 @@ fn full_services_map_names_the_frontend_and_keeps_the_others() {
         max_services: 4,
         max_backends: 64,
         selection_rows: 1024,
-        max_flows: 1,
     };
     let mut dataplane = start(FakeStore::new(sizes));
     let report = dataplane.apply(&[
@@ -74,7 +73,6 @@ fn frontend_that_could_not_be_written_leaves_no_port_behind() {
         max_services: 2,
         max_backends: 64,
         selection_rows: 1024,
-        max_flows: 1,
     };
     let mut dataplane = start(FakeStore::new(sizes));
     let mut a = service_port("a", "10.96.0.1", &["10.0.0.1"]);
@@ -82,6 +80,7 @@ fn frontend_that_could_not_be_written_leaves_no_port_behind() {
         .push(frontend("203.0.113.1", 443, FrontendKindOrd::LoadBalancer));
     let report = dataplane.apply(&[set(&a)]);
     assert_eq!((report.pending, report.services_written), (1, 2));
+    look_at_all_flows(&mut dataplane);
     let store = dataplane.store();
     assert!(store.port_bit(0, 80) && !store.port_bit(0, 443));
 }

@@ -201,6 +201,7 @@ proptest! {
         prop_assert!(report.errors.is_empty(), "{:?}", report.errors);
         dataplane.retry();
         prop_assert!(!dataplane.is_pending());
+        look_at_all_flows(&mut dataplane);
 
         let mut fresh = start(FakeStore::small());
         fresh.set_local_addresses(&local);
@@ -209,7 +210,7 @@ proptest! {
         prop_assert_eq!(dataplane.usage(), fresh.usage());
         prop_assert_eq!(dataplane.store().config, fresh.store().config);
         prop_assert_eq!(dataplane.store().v4.ranges.len(), fresh.store().v4.ranges.len());
-        for slot in 0..3 {
+        for slot in 0..4 {
             for port in [80, 443, 20_000, 30_080] {
                 prop_assert_eq!(dataplane.store().port_bit(slot, port), fresh.store().port_bit(slot, port));
             }

@@ -2,6 +2,7 @@
 
 mod audit;
 mod failures;
+mod flows;
 mod history;
 mod restart;
 mod scarce;
@@ -20,6 +21,7 @@ use lb_common::{
 use super::{
     Dataplane, DataplaneConfig,
     fake::{FakeStore, Op},
+    gc::{FlowGc, Now},
     model,
     report::{ApplyError, Usage},
     store::{Capacities, FamilyMaps, MapStore},
@@ -28,7 +30,7 @@ use crate::{
     desired::state::{
         Change, Endpoint, Frontend, FrontendKindOrd, PortKey, ServicePort, ServicePortName,
     },
-    net::{IpFamily, PortRange, Prefix, Protocol},
+    net::{IpFamily, Prefix, Protocol},
 };
 
 fn key(name: &str) -> PortKey {
@@ -83,10 +85,7 @@ fn start(store: FakeStore) -> Dataplane<FakeStore> {
     Dataplane::new(
         store,
         DataplaneConfig {
-            snat_ports: PortRange {
-                first: 20_000,
-                last: 20_001,
-            },
+            snat_ports: "20000-20001".parse().unwrap(),
         },
     )
     .unwrap()
@@ -96,6 +95,20 @@ fn restart(dataplane: &Dataplane<FakeStore>) -> Dataplane<FakeStore> {
     let store = dataplane.store().clone();
     store.take_ops();
     start(store)
+}
+
+/// A round over all flows, at a moment when none is old.
+fn look_at_flows(dataplane: &mut Dataplane<FakeStore>, gc: &mut FlowGc) {
+    let now = Now { stamp: 1, hz: 256 };
+    let report = dataplane.age(gc, now, &mut || true).unwrap();
+    assert!(report.is_round_complete);
+}
+
+/// As many rounds as it takes to be sure that no flow needs a port.
+fn look_at_all_flows(dataplane: &mut Dataplane<FakeStore>) {
+    let mut gc = FlowGc::default();
+    look_at_flows(dataplane, &mut gc);
+    look_at_flows(dataplane, &mut gc);
 }
 
 fn entry(dataplane: &Dataplane<FakeStore>, addr: &str, port: u16) -> Option<Service> {

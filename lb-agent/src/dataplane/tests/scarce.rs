@@ -13,7 +13,6 @@ fn sizes(rows: u32, backends: u32) -> Capacities {
         max_services: 64,
         max_backends: backends,
         selection_rows: rows,
-        max_flows: 1,
     }
 }
 

@@ -187,9 +187,14 @@ fn removed_service_port_leaves_nothing() {
     );
     let report = dataplane.apply(&[Change::Remove(a.key.clone())]);
     assert!(report.errors.is_empty());
+    look_at_all_flows(&mut dataplane);
     let store = dataplane.store();
     assert!(store.v4.services.is_empty() && store.v4.ranges.is_empty());
-    assert!(!store.port_bit(0, 80) && store.port_bit(0, 20_000) && store.port_bit(2, 20_001));
+    let snat = |port| [0, 1, 2, 3].map(|slot| store.port_bit(slot, port));
+    assert!(!store.port_bit(0, 80));
+    assert_eq!(snat(20_000), [false, false, false, true]);
+    assert_eq!(snat(20_001), snat(20_000));
+    assert_eq!(snat(20_002), [false; 4]);
     assert_eq!(dataplane.usage(), Usage::default());
     assert_eq!(
         model::to_ip::<V4>(&store.config.cluster_net_v4),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_common::{
     Family, V4, V6,
     abi::{Addr4, Addr6},
+    flow_table::TableFamily,
 };
 
 pub(super) const NODE: (Ipv4Addr, Ipv6Addr) = (
@@ -53,7 +54,7 @@ pub(super) fn ip<F: Family>(pair: (Ipv4Addr, Ipv6Addr)) -> IpAddr {
 }
 
 /// What differs between the families here.
-pub(super) trait Bench: Family {
+pub(super) trait Bench: TableFamily {
     fn addr(ip: IpAddr) -> Self::Addr;
     /// Where the word of the address that varies lies: source, destination.
     const ADDR_AT: (u32, u32);

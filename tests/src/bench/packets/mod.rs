@@ -1,7 +1,8 @@
 //! Nanoseconds a packet, of each path, behind the front program.
 //!
-//! The maps are filled by hand: what the agent would write, and established flows as the programs
-//! would have confirmed them. Each row's output packet is checked before it is timed.
+//! The maps are filled by hand: what the agent would write, and before each row the flows that it is about, as the
+//! programs would have made them, in a table sized for them (60 % load) or for many more. They are made in one random
+//! order and visited in another. Each row's output packet is checked before it is timed.
 
 use anyhow::Result;
 use lb_common::{V4, V6};
@@ -14,7 +15,7 @@ mod rows;
 use self::addresses::{BACKEND, NODE};
 use self::filled::Filled;
 use self::front::Front;
-use self::rows::rows_of;
+use self::rows::{Setting, rows_of};
 use super::{Effort, Report, Row, median, progress, sys};
 use crate::netns::NetNs;
 
@@ -37,21 +38,31 @@ pub fn measure(report: &mut Report, effort: &Effort) -> Result<()> {
 
 fn measure_here(report: &mut Report, effort: &Effort) -> Result<()> {
     let ifindex = sys::ifindex("out0")?;
-    progress(&format!(
-        "packets: filling maps with {} flows and {} Services",
-        effort.flows, effort.services
-    ));
-    let mut filled = vec![
-        Filled::new(10, effort.flows, ifindex)?,
-        Filled::new(effort.services, 1, ifindex)?,
-    ];
-    let mut front = Front::load()?;
-    let mut rows = Vec::new();
-    for (number, this) in filled.iter().enumerate() {
-        let services = (number > 0).then_some(this.services);
-        rows.extend(rows_of::<V4>(number, services, effort));
-        rows.extend(rows_of::<V6>(number, services, effort));
+    let few = |room| Setting {
+        services: 10,
+        room,
+        are_services_many: false,
+    };
+    let mut settings = vec![few(1), few(1 << 16)];
+    if effort.flows > 1 << 16 {
+        settings.push(few(effort.flows));
     }
+    settings.push(Setting {
+        services: effort.services,
+        room: 1 << 16,
+        are_services_many: true,
+    });
+    let (mut filled, mut rows) = (Vec::new(), Vec::new());
+    for (number, setting) in settings.into_iter().enumerate() {
+        progress(&format!(
+            "packets: loading programs with {} Services and room for {} flows",
+            setting.services, setting.room
+        ));
+        filled.push(Filled::new(setting.services, setting.room, ifindex)?);
+        rows.extend(rows_of::<V4>(number, setting, effort));
+        rows.extend(rows_of::<V6>(number, setting, effort));
+    }
+    let mut front = Front::load()?;
     for row in &rows {
         front.check(&mut filled, row, ifindex)?;
     }
