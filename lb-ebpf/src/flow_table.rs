@@ -24,6 +24,12 @@ pub(crate) fn given<'a, T>(place: *const T) -> Option<&'a T> {
     Some(unsafe { &*place })
 }
 
+/// The record at such a place.
+#[inline(always)]
+fn given_record<W>(words: *const W) -> Option<Place> {
+    given(words).map(|_| Place::new(words.cast_mut()))
+}
+
 /// The functions of one family.
 pub(crate) trait FlowFunctions: FlowArrays {
     fn add_derived(words: *const Self::Words, kind: Derived, number: RecordNumber) -> u32;
@@ -35,7 +41,7 @@ pub(crate) trait FlowFunctions: FlowArrays {
     fn insert(words: &Self::Words, now: u32) -> Room;
     fn change(original: &Tuple<Self>, change: Change, now: u32) -> bool;
     fn delete(original: &Tuple<Self>) -> bool;
-    fn delete_number(number: u32, check: u32, stamp: u32) -> bool;
+    fn delete_seen(number: u32, check: u32, stamp: u32) -> bool;
     fn sweep(line: u32, now: u32, age: u32) -> u32;
     fn halve(original: &Tuple<Self>) -> Insert;
     fn is_free(words: &Self::Words, now: u32, age: u32) -> bool;
@@ -62,14 +68,6 @@ impl<F: FlowFunctions> Memory<F> for FlowTable {
     #[inline(always)]
     fn opaque(value: u64) -> u64 {
         opaque(value)
-    }
-    #[inline(always)]
-    fn add_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) -> Insert {
-        table::add_entry(self, tuple, kind, number)
-    }
-    #[inline(always)]
-    fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) {
-        table::remove_entry(self, tuple, kind, number);
     }
     #[inline(always)]
     fn add_derived<C: RecordCells<F>>(
@@ -103,29 +101,29 @@ impl<F: FlowFunctions> Memory<F> for FlowTable {
     }
     #[inline(always)]
     fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool {
-        F::delete_number(number.0, check, stamp)
+        F::delete_seen(number.0, check, stamp)
     }
 }
 
 macro_rules! functions {
-    ($family:ty, $words:ty, $add_entry:ident, $remove_entry:ident, $make_room:ident, $way_of:ident,
-     $insert:ident, $change:ident, $delete:ident, $delete_number:ident, $sweep:ident, $halve:ident, $is_free:ident,
+    ($family:ty, $words:ty, $add_derived:ident, $remove_derived:ident, $make_room:ident, $way_of:ident,
+     $insert:ident, $change:ident, $delete:ident, $delete_seen:ident, $sweep:ident, $halve:ident, $is_free:ident,
      $reserve:ident, $touch:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $add_entry(words: *const $words, kind: u32, number: u32) -> u32 {
-            if words.is_null() {
+        pub extern "C" fn $add_derived(words: *const $words, kind: u32, number: u32) -> u32 {
+            let Some(record) = given_record(words) else {
                 return Insert::Full as u32;
-            }
-            let (record, kind) = (Place::new(words.cast_mut()), Derived::from_bits(kind));
+            };
+            let kind = Derived::from_bits(kind);
             let tuple = RecordCells::<$family>::derived(record, kind);
             table::add_entry(&FlowTable, &tuple, kind, RecordNumber(number)) as u32
         }
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $remove_entry(words: *const $words, kind: u32, number: u32) -> u32 {
-            if !words.is_null() {
-                let (record, kind) = (Place::new(words.cast_mut()), Derived::from_bits(kind));
+        pub extern "C" fn $remove_derived(words: *const $words, kind: u32, number: u32) -> u32 {
+            if let Some(record) = given_record(words) {
+                let kind = Derived::from_bits(kind);
                 let tuple = RecordCells::<$family>::derived(record, kind);
                 table::remove_entry(&FlowTable, &tuple, kind, RecordNumber(number));
             }
@@ -134,8 +132,8 @@ macro_rules! functions {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $touch(words: *const $words) -> u32 {
-            if !words.is_null() {
-                table::touch::<$family, _, _>(&FlowTable, Place::new(words.cast_mut()));
+            if let Some(record) = given_record(words) {
+                table::touch::<$family, _, _>(&FlowTable, record);
             }
             0
         }
@@ -155,11 +153,10 @@ macro_rules! functions {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $insert(words: *const $words, now: u32) -> u32 {
-            if words.is_null() {
+            let Some(record) = given_record(words) else {
                 return Insert::Full as u32;
-            }
-            let room =
-                table::insert::<$family, _, _>(&FlowTable, Place::new(words.cast_mut()), now);
+            };
+            let room = table::insert::<$family, _, _>(&FlowTable, record, now);
             room.result as u32 | ((room.evicted as u32) << 8)
         }
         #[unsafe(no_mangle)]
@@ -185,10 +182,8 @@ macro_rules! functions {
         }
         #[unsafe(no_mangle)]
         #[inline(never)]
-        pub extern "C" fn $delete_number(number: u32, check: u32, stamp: u32) -> u32 {
-            table::delete_number::<$family, _>(&FlowTable, RecordNumber(number), |record, _| {
-                record.check == check && record.stamp == stamp
-            }) as u32
+        pub extern "C" fn $delete_seen(number: u32, check: u32, stamp: u32) -> u32 {
+            table::delete_seen::<$family, _>(&FlowTable, RecordNumber(number), check, stamp) as u32
         }
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -206,10 +201,9 @@ macro_rules! functions {
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $is_free(words: *const $words, now: u32, age: u32) -> u32 {
-            if words.is_null() {
+            let Some(record) = given_record(words) else {
                 return 0;
-            }
-            let record = Place::new(words.cast_mut());
+            };
             let reply = RecordCells::<$family>::derived(record, Derived::Reply);
             table::is_free(&FlowTable, &reply, now, age) as u32
         }
@@ -225,11 +219,11 @@ macro_rules! functions {
         impl FlowFunctions for $family {
             #[inline(always)]
             fn add_derived(words: *const Self::Words, kind: Derived, number: RecordNumber) -> u32 {
-                $add_entry(words, kind as u32, number.0)
+                $add_derived(words, kind as u32, number.0)
             }
             #[inline(always)]
             fn remove_derived(words: *const Self::Words, kind: Derived, number: RecordNumber) {
-                $remove_entry(words, kind as u32, number.0);
+                $remove_derived(words, kind as u32, number.0);
             }
             #[inline(always)]
             fn way_of_record(bucket: u32, words: *const Self::Words) -> u32 {
@@ -266,8 +260,8 @@ macro_rules! functions {
                 $delete(original) != 0
             }
             #[inline(always)]
-            fn delete_number(number: u32, check: u32, stamp: u32) -> bool {
-                $delete_number(number, check, stamp) != 0
+            fn delete_seen(number: u32, check: u32, stamp: u32) -> bool {
+                $delete_seen(number, check, stamp) != 0
             }
             #[inline(always)]
             fn sweep(line: u32, now: u32, age: u32) -> u32 {
@@ -292,14 +286,14 @@ macro_rules! functions {
 functions!(
     V4,
     [u64; 8],
-    flow_add_entry_v4,
-    flow_remove_entry_v4,
+    flow_add_derived_v4,
+    flow_remove_derived_v4,
     flow_make_room_v4,
     flow_way_of_v4,
     flow_insert_v4,
     flow_change_v4,
     flow_delete_v4,
-    flow_delete_number_v4,
+    flow_delete_seen_v4,
     flow_sweep_v4,
     flow_halve_v4,
     flow_is_free_v4,
@@ -309,14 +303,14 @@ functions!(
 functions!(
     V6,
     [u64; 16],
-    flow_add_entry_v6,
-    flow_remove_entry_v6,
+    flow_add_derived_v6,
+    flow_remove_derived_v6,
     flow_make_room_v6,
     flow_way_of_v6,
     flow_insert_v6,
     flow_change_v6,
     flow_delete_v6,
-    flow_delete_number_v6,
+    flow_delete_seen_v6,
     flow_sweep_v6,
     flow_halve_v6,
     flow_is_free_v6,

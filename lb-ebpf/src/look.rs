@@ -2,7 +2,7 @@
 //! many ways.
 
 use lb_common::flow_table::{TableFamily, Tuple};
-use lb_common::pipeline::flow::{look_by_derived, look_by_original};
+use lb_common::pipeline::flow::{Leg, look_by_derived, look_by_original};
 use lb_common::pipeline::work::Work;
 use lb_common::{V4, V6};
 
@@ -14,6 +14,23 @@ pub(crate) trait LookFunctions: TableFamily {
     fn look_by_derived(tuple: &Tuple<Self>, work: &mut Work<Self>) -> u32;
 }
 
+#[inline(always)]
+fn looked<F: TableFamily>(
+    tuple: *const Tuple<F>,
+    work: *mut Work<F>,
+    look: impl FnOnce(&FlowTable, &Tuple<F>, &mut Work<F>) -> Option<Leg>,
+) -> u32 {
+    let Some(tuple) = given(tuple) else {
+        return 0;
+    };
+    if work.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier knows it as memory of this size.
+    let work = unsafe { &mut *work };
+    look(&FlowTable, tuple, work).map_or(0, |leg| leg as u32)
+}
+
 macro_rules! functions {
     ($family:ty, $by_original:ident, $by_derived:ident) => {
         #[unsafe(no_mangle)]
@@ -22,15 +39,7 @@ macro_rules! functions {
             tuple: *const Tuple<$family>,
             work: *mut Work<$family>,
         ) -> u32 {
-            let Some(tuple) = given(tuple) else {
-                return 0;
-            };
-            if work.is_null() {
-                return 0;
-            }
-            // SAFETY: not null, and the verifier knows it as memory of this size.
-            let work = unsafe { &mut *work };
-            look_by_original(&FlowTable, tuple, work).map_or(0, |leg| leg as u32)
+            looked(tuple, work, look_by_original)
         }
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -38,15 +47,7 @@ macro_rules! functions {
             tuple: *const Tuple<$family>,
             work: *mut Work<$family>,
         ) -> u32 {
-            let Some(tuple) = given(tuple) else {
-                return 0;
-            };
-            if work.is_null() {
-                return 0;
-            }
-            // SAFETY: not null, and the verifier knows it as memory of this size.
-            let work = unsafe { &mut *work };
-            look_by_derived(&FlowTable, tuple, work).map_or(0, |leg| leg as u32)
+            looked(tuple, work, look_by_derived)
         }
 
         impl LookFunctions for $family {

@@ -106,56 +106,63 @@ trait Numbered: FlowFunctions {
     fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32;
 }
 
-#[btf_map(name = "scratch_v4")]
-static SCRATCH_V4: PerCpuArray<[u64; V4::RECORD], 1> = PerCpuArray::new();
-#[btf_map(name = "scratch_v6")]
-static SCRATCH_V6: PerCpuArray<[u64; V6::RECORD], 1> = PerCpuArray::new();
+macro_rules! numbered {
+    ($family:ty, $addr:expr, $name:literal, $scratch:ident, $fill:ident, $seek:ident) => {
+        #[btf_map(name = $name)]
+        static $scratch: PerCpuArray<[u64; <$family>::RECORD], 1> = PerCpuArray::new();
 
-impl Numbered for V4 {
-    #[inline(always)]
-    fn addr(number: u32) -> Addr4 {
-        Addr4 { be: number }
-    }
-    #[inline(always)]
-    fn words() -> Option<&'static mut Self::Words> {
-        // SAFETY: a map value of this CPU; the programs do not nest on a CPU.
-        SCRATCH_V4
-            .get_ptr_mut(0)
-            .map(|words| unsafe { &mut *words })
-    }
-    #[inline(always)]
-    fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32) {
-        table_fill_v4(flow, salt, flags.bits() as u32, stamp);
-    }
-    #[inline(always)]
-    fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32 {
-        table_seek_v4(flow, flags.bits() as u32, is_derived)
-    }
-}
-
-impl Numbered for V6 {
-    #[inline(always)]
-    fn addr(number: u32) -> Addr6 {
-        Addr6 {
-            be: [0xfd, 0, 1, number],
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $fill(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
+            fill::<$family>(flow, salt, flags, stamp)
         }
-    }
-    #[inline(always)]
-    fn words() -> Option<&'static mut Self::Words> {
-        // SAFETY: as above.
-        SCRATCH_V6
-            .get_ptr_mut(0)
-            .map(|words| unsafe { &mut *words })
-    }
-    #[inline(always)]
-    fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32) {
-        table_fill_v6(flow, salt, flags.bits() as u32, stamp);
-    }
-    #[inline(always)]
-    fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32 {
-        table_seek_v6(flow, flags.bits() as u32, is_derived)
-    }
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $seek(flow: u32, flags: u32, is_derived: u32) -> u32 {
+            seek::<$family>(flow, flags, is_derived)
+        }
+
+        impl Numbered for $family {
+            #[inline(always)]
+            fn addr(number: u32) -> Self::Addr {
+                let addr: fn(u32) -> Self::Addr = $addr;
+                addr(number)
+            }
+            #[inline(always)]
+            fn words() -> Option<&'static mut Self::Words> {
+                // SAFETY: a map value of this CPU; the programs do not nest on a CPU.
+                $scratch.get_ptr_mut(0).map(|words| unsafe { &mut *words })
+            }
+            #[inline(always)]
+            fn fill(flow: u32, salt: u32, flags: FlowFlags, stamp: u32) {
+                $fill(flow, salt, flags.bits() as u32, stamp);
+            }
+            #[inline(always)]
+            fn seek(flow: u32, flags: FlowFlags, is_derived: u32) -> u32 {
+                $seek(flow, flags.bits() as u32, is_derived)
+            }
+        }
+    };
 }
+
+numbered!(
+    V4,
+    |number| Addr4 { be: number },
+    "scratch_v4",
+    SCRATCH_V4,
+    table_fill_v4,
+    table_seek_v4
+);
+numbered!(
+    V6,
+    |number| Addr6 {
+        be: [0xfd, 0, 1, number],
+    },
+    "scratch_v6",
+    SCRATCH_V6,
+    table_fill_v6,
+    table_seek_v6
+);
 
 #[inline(always)]
 fn tuple<F: Numbered>(flow: u32) -> Tuple<F> {
@@ -237,18 +244,6 @@ fn fill<F: Numbered>(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
     0
 }
 
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn table_fill_v4(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
-    fill::<V4>(flow, salt, flags, stamp)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn table_fill_v6(flow: u32, salt: u32, flags: u32, stamp: u32) -> u32 {
-    fill::<V6>(flow, salt, flags, stamp)
-}
-
 #[inline(always)]
 fn put<F: Numbered>(work: &mut Work, (flow, salt): (u32, u32), flags: FlowFlags, now: u32) {
     F::fill(flow, salt, flags, now);
@@ -317,13 +312,14 @@ fn seek<F: Numbered>(flow: u32, flags: u32, is_derived: u32) -> u32 {
     let Some(words) = F::words() else {
         return MISSED;
     };
-    let flags = FlowFlags::from_bits(flags as u16);
-    let sought = if is_derived == 0 {
-        tuple::<F>(flow)
+    let is_found = if is_derived == 0 {
+        table::find_into::<F, _>(&FlowTable, &tuple::<F>(flow), words).is_some()
     } else {
-        record::<F>(flow, 0, flags).derived(Derived::Reply)
+        let reply =
+            record::<F>(flow, 0, FlowFlags::from_bits(flags as u16)).derived(Derived::Reply);
+        table::find_derived_into::<F, _>(&FlowTable, &reply, words).is_some()
     };
-    if table::find_into::<F, _>(&FlowTable, &sought, is_derived != 0, words).is_none() {
+    if !is_found {
         return MISSED;
     }
     let found = Record::<F>::from_words(|i| match words.as_ref().get(i) {
@@ -333,18 +329,6 @@ fn seek<F: Numbered>(flow: u32, flags: u32, is_derived: u32) -> u32 {
     let is_right = found.original == tuple::<F>(flow)
         && found.service == expected_service(found.backend, flow);
     if is_right { 1 } else { WRONG }
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn table_seek_v4(flow: u32, flags: u32, is_derived: u32) -> u32 {
-    seek::<V4>(flow, flags, is_derived)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn table_seek_v6(flow: u32, flags: u32, is_derived: u32) -> u32 {
-    seek::<V6>(flow, flags, is_derived)
 }
 
 /// The next flow, in an order that is not the one of their tuples.

@@ -21,7 +21,6 @@ use lb_common::pipeline::work::Work;
 use crate::cells::Place;
 use crate::flow_table::FlowTable;
 use crate::look::LookFunctions;
-
 use crate::maps::{
     CONFIG, COUNTERS, DIRECT_PORTS, EVENTS, FamilyMaps, INTERFACES, PORT_FILTER, REFUSALS,
     SELECTION, SERVICE_STATS, SrcRange, XDP_DEVICES,

@@ -183,11 +183,16 @@ impl<'a, F: TableFamily> Memory<F> for &'a MappedTable<F> {
     fn opaque(value: u64) -> u64 {
         value
     }
-    fn add_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) -> Insert {
-        table::add_entry(self, tuple, kind, number)
+    fn add_derived<C: RecordCells<F>>(
+        &self,
+        record: C,
+        kind: Derived,
+        number: RecordNumber,
+    ) -> Insert {
+        table::add_entry(self, &record.derived(kind), kind, number)
     }
-    fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) {
-        table::remove_entry(self, tuple, kind, number);
+    fn remove_derived<C: RecordCells<F>>(&self, record: C, kind: Derived, number: RecordNumber) {
+        table::remove_entry(self, &record.derived(kind), kind, number);
     }
     fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32 {
         table::way_of(self, bucket, tuple)
@@ -196,9 +201,7 @@ impl<'a, F: TableFamily> Memory<F> for &'a MappedTable<F> {
         table::make_room::<F, _>(self, index, keep_reserved)
     }
     fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool {
-        table::delete_number::<F, _>(self, number, |record, _| {
-            record.check == check && record.stamp == stamp
-        })
+        table::delete_seen::<F, _>(self, number, check, stamp)
     }
 }
 

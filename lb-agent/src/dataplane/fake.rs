@@ -413,10 +413,8 @@ impl MapStore for FakeStore {
         let table = &*F::maps(self).flows;
         let mut reaped = Reaped::default();
         for item in reap.items {
-            let deleted =
-                flow_table::delete_number::<F, _>(&table, RecordNumber(item.number), |r, _| {
-                    (r.check, r.stamp) == (item.check, item.stamp)
-                });
+            let number = RecordNumber(item.number);
+            let deleted = flow_table::delete_seen::<F, _>(&table, number, item.check, item.stamp);
             reaped.deleted += u32::from(deleted);
         }
         for line in reap.lines.clone() {

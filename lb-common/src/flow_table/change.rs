@@ -77,13 +77,8 @@ pub fn change<F: TableFamily, M: Memory<F>>(
             return;
         };
         if what & Change::HOP != 0 {
-            // Which of the two, without a branch for each.
-            let at = Record::<F>::HOPS;
-            if what >> 40 & 1 == 0 {
-                cells.store(at, cells.load(at) & GENERATION | change.hop);
-            } else {
-                cells.store(at + 1, cells.load(at + 1) & GENERATION | change.hop);
-            }
+            let at = Record::<F>::HOPS + (what >> 40 & 1) as usize;
+            cells.store(at, cells.load(at) & GENERATION | change.hop);
         }
         let (set, removed) = (what as u16, (what >> 16) as u16);
         if removed != 0 {
@@ -158,13 +153,14 @@ pub fn delete<F: TableFamily, M: Memory<F>>(memory: &M, original: &Tuple<F>) -> 
     .is_some()
 }
 
-/// Deletes the record of a number if `is_due` still says so under the lock: how the agent's reaper deletes what it has
-/// seen in the mapping a while ago.
+/// Deletes the record of a number if its check and its time of use still are what was seen of it: how the agent's reaper
+/// deletes what it has seen in the mapping a while ago, and a new flow what holds its port.
 #[inline(always)]
-pub fn delete_number<F: TableFamily, M: Memory<F>>(
+pub fn delete_seen<F: TableFamily, M: Memory<F>>(
     memory: &M,
     number: RecordNumber,
-    is_due: impl FnOnce(&Record<F>, Class) -> bool,
+    check: u32,
+    stamp: u32,
 ) -> bool {
     let index = number.bucket() & memory.geometry().bucket_mask;
     let way = number.way();
@@ -176,8 +172,8 @@ pub fn delete_number<F: TableFamily, M: Memory<F>>(
     }
     let mut is_deleted = false;
     if let Some(cells) = bucket.record(way) {
-        let class = Meta(bucket.meta(way)).class();
-        if class != Class::Free && is_due(&cells.read(), class) {
+        let record = cells.read();
+        if !Meta(bucket.meta(way)).is_free() && record.check == check && record.stamp == stamp {
             remove(memory, bucket, index, way, cells);
             is_deleted = true;
         }

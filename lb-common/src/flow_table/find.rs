@@ -15,8 +15,6 @@ pub struct Found<F: TableFamily, R> {
     pub cells: R,
     /// What was read.
     pub record: Record<F>,
-    /// Which it is.
-    pub number: RecordNumber,
 }
 
 /// Finds a record by its original tuple: its home way first, then by fingerprints, then in the second bucket if any
@@ -35,17 +33,16 @@ pub fn find<F: TableFamily, M: Memory<F>>(
     if let Some(cells) = bucket.record(home)
         && is_original(cells, tuple)
     {
-        return whole(cells, RecordNumber::new(first, home), tuple);
+        return whole(cells, tuple);
     }
-    if let Some((cells, way)) = scan::<F, M>(bucket, fingerprint, tuple) {
-        return whole(cells, RecordNumber::new(first, way), tuple);
+    if let Some(cells) = scan::<F, M>(bucket, fingerprint, tuple) {
+        return whole(cells, tuple);
     }
     if bucket.spill() == 0 {
         return None;
     }
-    let second = Hashed::other(first, fingerprint, mask);
-    let (cells, way) = scan::<F, M>(memory.bucket(second)?, fingerprint, tuple)?;
-    whole(cells, RecordNumber::new(second, way), tuple)
+    let bucket = memory.bucket(Hashed::other(first, fingerprint, mask))?;
+    whole(scan::<F, M>(bucket, fingerprint, tuple)?, tuple)
 }
 
 /// Finds a record by a tuple that is derived from it, and tells which.
@@ -70,18 +67,10 @@ pub fn find_derived<F: TableFamily, M: Memory<F>>(
 
 /// What the cells hold, if it still is the record that was sought: another may have taken the place, and be whole.
 #[inline(always)]
-fn whole<F: TableFamily, R: RecordCells<F>>(
-    cells: R,
-    number: RecordNumber,
-    tuple: &Tuple<F>,
-) -> Option<Found<F, R>> {
+fn whole<F: TableFamily, R: RecordCells<F>>(cells: R, tuple: &Tuple<F>) -> Option<Found<F, R>> {
     let record = cells.read();
     if record.original == *tuple && record.is_whole() {
-        Some(Found {
-            cells,
-            record,
-            number,
-        })
+        Some(Found { cells, record })
     } else {
         None
     }
@@ -109,14 +98,14 @@ fn scan<F: TableFamily, M: Memory<F>>(
     bucket: M::Bucket,
     fingerprint: u32,
     tuple: &Tuple<F>,
-) -> Option<(M::Record, u32)> {
+) -> Option<M::Record> {
     let mut way = 0;
     while way < WAYS {
         if bucket.fingerprint(way) == fingerprint
             && let Some(cells) = bucket.record(way)
             && is_original(cells, tuple)
         {
-            return Some((cells, way));
+            return Some(cells);
         }
         way += 1;
     }
@@ -188,67 +177,44 @@ pub(super) fn at<F: TableFamily, M: Memory<F>>(
         .record(number.way())
 }
 
-/// [`find`] and [`find_derived`] for who has little room: copies the record into `words`. Gives its number, and by which
-/// tuple it was found; `None` for the original one.
+/// [`find`] for who has little room: copies the record into `words`. Gives its number.
 #[inline(always)]
 pub fn find_into<F: TableFamily, M: Memory<F>>(
     memory: &M,
     tuple: &Tuple<F>,
-    is_derived: bool,
     words: &mut F::Words,
-) -> Option<(RecordNumber, Option<Derived>)> {
+) -> Option<RecordNumber> {
     let geometry = memory.geometry();
     let hashed = tuple.hashed(&geometry.seeds);
-    let fingerprint = hashed.fingerprint();
-    let mask = if is_derived {
-        geometry.line_mask
-    } else {
-        geometry.bucket_mask
-    };
-    let mut place = hashed.first(mask);
+    let mut place = hashed.first(geometry.bucket_mask);
     let mut tries = 0;
     while tries < 2 {
-        let spill = if is_derived {
-            let line = memory.line(place)?;
-            let mut from = 0;
-            let mut candidates = 0;
-            while candidates < CANDIDATES {
-                let way = first_way::<F, M>(from, INDEX_WAYS, |way| {
-                    (Entry(line.entry(way)).fingerprint() ^ fingerprint) as u64
-                });
-                #[expect(clippy::cast_possible_truncation, reason = "a way")]
-                let way = M::opaque(way as u64) as u32;
-                if way >= INDEX_WAYS {
-                    break;
-                }
-                let entry = Entry(line.entry(way));
-                if entry.kind() != Derived::Reserved
-                    && let Some(cells) = at(memory, entry.number())
-                    && copy(cells, words, |cells| cells.derived(entry.kind()) == *tuple)
-                {
-                    return Some((entry.number(), Some(entry.kind())));
-                }
-                from = way + 1;
-                candidates += 1;
-            }
-            line.spill()
-        } else {
-            let bucket = memory.bucket(place)?;
-            let way = memory.way_of(place, tuple);
-            if let Some(cells) = bucket.record(way) {
-                let number = RecordNumber::new(place, way);
-                return copy(cells, words, |cells| is_original(cells, tuple))
-                    .then_some((number, None));
-            }
-            bucket.spill()
-        };
-        if spill == 0 {
+        let bucket = memory.bucket(place)?;
+        let way = memory.way_of(place, tuple);
+        if let Some(cells) = bucket.record(way) {
+            let number = RecordNumber::new(place, way);
+            return copy(cells, words, |cells| is_original(cells, tuple)).then_some(number);
+        }
+        if bucket.spill() == 0 {
             return None;
         }
-        place = Hashed::other(place, fingerprint, mask);
+        place = Hashed::other(place, hashed.fingerprint(), geometry.bucket_mask);
         tries += 1;
     }
     None
+}
+
+/// [`find_derived`] in the same way: also tells by which tuple.
+#[inline(always)]
+pub fn find_derived_into<F: TableFamily, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+    words: &mut F::Words,
+) -> Option<(RecordNumber, Derived)> {
+    let (_, entry) = by_index(memory, tuple, |cells, kind| {
+        copy(cells, words, |cells| cells.derived(kind) == *tuple)
+    })?;
+    Some((entry.number(), entry.kind()))
 }
 
 /// The place of a record that has a derived tuple, by a look that may be wrong: who changes it compares its check.
@@ -257,6 +223,18 @@ pub(super) fn find_cells<F: TableFamily, M: Memory<F>>(
     memory: &M,
     tuple: &Tuple<F>,
 ) -> Option<(M::Record, RecordNumber)> {
+    let (cells, entry) = by_index(memory, tuple, |cells, kind| cells.derived(kind) == *tuple)?;
+    Some((cells, entry.number()))
+}
+
+/// The first record of a tuple's index lines that is the one sought, and its entry. Which way it is comes out of
+/// arithmetic, as in [`way_of`].
+#[inline(always)]
+fn by_index<F: TableFamily, M: Memory<F>>(
+    memory: &M,
+    tuple: &Tuple<F>,
+    mut is_sought: impl FnMut(M::Record, Derived) -> bool,
+) -> Option<(M::Record, Entry)> {
     let geometry = memory.geometry();
     let hashed = tuple.hashed(&geometry.seeds);
     let fingerprint = hashed.fingerprint();
@@ -278,9 +256,9 @@ pub(super) fn find_cells<F: TableFamily, M: Memory<F>>(
             let entry = Entry(line.entry(way));
             if entry.kind() != Derived::Reserved
                 && let Some(cells) = at(memory, entry.number())
-                && cells.derived(entry.kind()) == *tuple
+                && is_sought(cells, entry.kind())
             {
-                return Some((cells, entry.number()));
+                return Some((cells, entry));
             }
             from = way + 1;
             candidates += 1;
@@ -336,12 +314,7 @@ fn scan_line<F: TableFamily, M: Memory<F>>(
             let record = cells.read();
             if record.is_published() && record.derived(entry.kind()) == *tuple && record.is_whole()
             {
-                let found = Found {
-                    cells,
-                    record,
-                    number: entry.number(),
-                };
-                return Some((found, entry.kind()));
+                return Some((Found { cells, record }, entry.kind()));
             }
         }
         way += 1;

@@ -26,28 +26,18 @@ pub trait Memory<F: TableFamily>: Sized {
     /// The same value, of which the compiler knows nothing any more. It would else prove a bound and drop the very
     /// comparison that the verifier needs, or make branches of what is arithmetic for the verifier's sake.
     fn opaque(value: u64) -> u64;
-    /// [`super::add_entry`]: programs call it, and those below, out of line, so that the verifier walks each once.
-    fn add_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) -> Insert;
-    /// [`super::remove_entry`].
-    fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber);
-    /// [`super::way_of`].
-    fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32;
-    /// [`Memory::add_entry`] of a tuple that follows from a record. Programs hand over where the record lies: a tuple would
-    /// have to lie on their stack.
-    #[inline(always)]
+    /// [`super::add_entry`] of a tuple that follows from a record. Programs call it, and those below, out of line, so that
+    /// the verifier walks each once, and hand over where the record lies: a tuple would have to lie on their stack.
     fn add_derived<C: RecordCells<F>>(
         &self,
         record: C,
         kind: Derived,
         number: RecordNumber,
-    ) -> Insert {
-        self.add_entry(&record.derived(kind), kind, number)
-    }
-    /// [`Memory::remove_entry`] in the same way.
-    #[inline(always)]
-    fn remove_derived<C: RecordCells<F>>(&self, record: C, kind: Derived, number: RecordNumber) {
-        self.remove_entry(&record.derived(kind), kind, number);
-    }
+    ) -> Insert;
+    /// [`super::remove_entry`] in the same way.
+    fn remove_derived<C: RecordCells<F>>(&self, record: C, kind: Derived, number: RecordNumber);
+    /// [`super::way_of`].
+    fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32;
     /// [`Memory::way_of`] of a record's original tuple, in the same way.
     #[inline(always)]
     fn way_of_record<C: RecordCells<F>>(&self, bucket: u32, record: C) -> u32 {
@@ -58,7 +48,7 @@ pub trait Memory<F: TableFamily>: Sized {
     fn touch<C: RecordCells<F>>(&self, _: C) {}
     /// [`super::make_room`].
     fn make_room(&self, index: u32, keep_reserved: bool) -> u32;
-    /// Deletes the record of a number if its check and its time of use are as they were seen.
+    /// [`super::delete_seen`].
     fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool;
 }
 

@@ -28,8 +28,8 @@ mod memory;
 pub mod native;
 mod tuple;
 
-pub use change::{Change, change, delete, delete_number, halve, is_free};
-pub use find::{Found, find, find_derived, find_into, way_of};
+pub use change::{Change, change, delete, delete_seen, halve, is_free};
+pub use find::{Found, find, find_derived, find_derived_into, find_into, way_of};
 pub use geometry::{
     FLOW_TABLE_VERSION, Geometry, INDEX_WAYS, REAP_ITEMS, ReapItem, ReapList, Seeds, WAYS,
 };

@@ -6,6 +6,7 @@ extern crate alloc;
 
 use alloc::vec::Vec;
 
+use super::change;
 use super::find;
 use super::geometry::{Geometry, INDEX_WAYS, WAYS};
 use super::index;
@@ -136,11 +137,16 @@ impl<'a, F: TableFamily, W: Word> Memory<F> for &'a Table<W> {
     fn opaque(value: u64) -> u64 {
         value
     }
-    fn add_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) -> Insert {
-        index::add_entry(self, tuple, kind, number)
+    fn add_derived<C: RecordCells<F>>(
+        &self,
+        record: C,
+        kind: Derived,
+        number: RecordNumber,
+    ) -> Insert {
+        index::add_entry(self, &record.derived(kind), kind, number)
     }
-    fn remove_entry(&self, tuple: &Tuple<F>, kind: Derived, number: RecordNumber) {
-        index::remove_entry(self, tuple, kind, number);
+    fn remove_derived<C: RecordCells<F>>(&self, record: C, kind: Derived, number: RecordNumber) {
+        index::remove_entry(self, &record.derived(kind), kind, number);
     }
     fn way_of(&self, bucket: u32, tuple: &Tuple<F>) -> u32 {
         find::way_of(self, bucket, tuple)
@@ -149,9 +155,7 @@ impl<'a, F: TableFamily, W: Word> Memory<F> for &'a Table<W> {
         index::make_room::<F, _>(self, index, keep_reserved)
     }
     fn delete_seen(&self, number: RecordNumber, check: u32, stamp: u32) -> bool {
-        super::change::delete_number::<F, _>(self, number, |record, _| {
-            record.check == check && record.stamp == stamp
-        })
+        change::delete_seen::<F, _>(self, number, check, stamp)
     }
 }
 

@@ -64,7 +64,7 @@ pub fn slow_egress<F: Ip, P: PacketBuf, T: Tables<F>>(
     let work = &mut *guard;
     let mut wanted = Wanted::default();
     let tuple = parsed.tuple(Side::Out);
-    let Some(met) = flow::looked_up(tables, &tuple, Look::LEAVES, work) else {
+    let Some(met) = flow::looked_up(tables, &tuple, Look::DERIVED, work) else {
         if may_be_asked(tables, &parsed) && is_frontend(tables, &parsed) {
             let answer = answer(&parsed);
             // Behind a bridge, at whose own hook it was translated, a reply of a flow looks the same.

@@ -15,7 +15,8 @@ use super::work::{Todo, Wanted, Work};
 use crate::abi::flags::flags;
 use crate::abi::{Counter, DropReason, FlowFlags, MacAddr, Side, Translation};
 use crate::flow_table::{
-    Awaited, Change, Class, Found, Hop, Memory, Record, RecordCells, Tuple, find_into,
+    Awaited, Change, Class, Found, Hop, Memory, Record, RecordCells, Tuple, find_derived_into,
+    find_into,
 };
 use crate::wire::{Tcp, TcpFlags};
 
@@ -129,10 +130,17 @@ pub fn arrived<F: Ip, T: Tables<F>>(
     if frontend && let Some(found) = tables.flow(tuple) {
         return Some(met(found, Leg::Original));
     }
-    if reply && let Some((found, derived)) = tables.flow_by(tuple) {
-        return Some(met(found, Leg::of(derived)));
-    }
-    None
+    if reply { leaving(tables, tuple) } else { None }
+}
+
+/// The flow of a packet that leaves, or answers: by a tuple that follows from it.
+#[inline(always)]
+pub fn leaving<F: Ip, T: Tables<F>>(
+    tables: &T,
+    tuple: &Tuple<F>,
+) -> Option<Met<T::Cells, Record<F>>> {
+    let (found, derived) = tables.flow_by(tuple)?;
+    Some(met(found, Leg::of(derived)))
 }
 
 flags! {
@@ -140,12 +148,10 @@ flags! {
     Look: u32 {
         /// By the original tuple.
         FRONTEND = 1 << 0,
-        /// By that of replies.
-        REPLY = 1 << 1,
+        /// By one that follows from it: of replies, of packets that leave.
+        DERIVED = 1 << 1,
         /// By that of replies at external interfaces, too.
         OUTSIDE = 1 << 2,
-        /// By the tuples of packets that leave.
-        LEAVES = 1 << 3,
     }
 }
 
@@ -156,8 +162,7 @@ pub fn look_by_original<F: Ip, M: Memory<F>>(
     tuple: &Tuple<F>,
     work: &mut Work<F>,
 ) -> Option<Leg> {
-    let (number, _) = find_into(memory, tuple, false, &mut work.words)?;
-    work.number = number.0;
+    work.number = find_into(memory, tuple, &mut work.words)?.0;
     Some(Leg::Original)
 }
 
@@ -168,9 +173,9 @@ pub fn look_by_derived<F: Ip, M: Memory<F>>(
     tuple: &Tuple<F>,
     work: &mut Work<F>,
 ) -> Option<Leg> {
-    let (number, derived) = find_into(memory, tuple, true, &mut work.words)?;
+    let (number, derived) = find_derived_into(memory, tuple, &mut work.words)?;
     work.number = number.0;
-    Some(Leg::of(derived?))
+    Some(Leg::of(derived))
 }
 
 /// The flow that a slow stage looks up.
@@ -185,7 +190,7 @@ pub fn looked_up<'a, F: Ip, T: Tables<F>>(
     if what.contains(Look::FRONTEND) {
         leg = tables.look(tuple, work);
     }
-    if leg.is_none() && what.intersects(Look::REPLY | Look::LEAVES) {
+    if leg.is_none() && what.contains(Look::DERIVED) {
         leg = tables.look_by(tuple, work);
     }
     if leg.is_none() && what.contains(Look::OUTSIDE) {
@@ -196,16 +201,6 @@ pub fn looked_up<'a, F: Ip, T: Tables<F>>(
         cells: tables.cells(work.number)?,
         seen: work,
     })
-}
-
-/// The flow of a packet that leaves.
-#[inline(always)]
-pub fn leaving<F: Ip, T: Tables<F>>(
-    tables: &T,
-    tuple: &Tuple<F>,
-) -> Option<Met<T::Cells, Record<F>>> {
-    let (found, derived) = tables.flow_by(tuple)?;
-    Some(met(found, Leg::of(derived)))
 }
 
 /// Whether somebody else's NAT changes the packets of a flow between tc's hooks: none was met there as the first hook had
@@ -341,9 +336,7 @@ pub fn follow<F: Ip, P: PacketBuf, T: Tables<F>>(
     if record.flags.contains(FlowFlags::MIDSTREAM) {
         if reply && flags.contains(TcpFlags::RST) {
             // The backend knows no such connection.
-            wanted.must_change(
-                Change::flags(FlowFlags::REPLY_RST, FlowFlags::NONE).class(Class::Closed),
-            );
+            wanted.must_change(REFUSED);
         } else if record.flags.is_over() {
             // Nothing confirms it any more.
         } else if reply && !record.flags.contains(FlowFlags::REPLY_SEEN) {
@@ -402,13 +395,12 @@ fn syn<F: Ip, T: Tables<F>>(
         // The server answers it by a challenge (RFC 5961, section 4) or, its side being gone, by a RST.
         return Follow::Go;
     }
-    let awaited = Awaited::new(sequence.wrapping_add(1), sequence);
-    let is_again = Awaited::of(&record.hops[1]).client == awaited.client;
-    if is_again && !record.flags.contains(FlowFlags::MIDSTREAM) {
-        return Follow::Go;
-    }
     if record.flags.contains(FlowFlags::MIDSTREAM) {
         return Follow::Over;
+    }
+    let awaited = Awaited::new(sequence.wrapping_add(1), sequence);
+    if Awaited::of(&record.hops[1]).client == awaited.client {
+        return Follow::Go;
     }
     // The client tries anew: what is on its way for the first try is not for this one.
     let change = Change::flags(FlowFlags::NONE, FlowFlags::REPLY_SEEN).hop(1, &awaited.as_hop());
@@ -452,9 +444,7 @@ fn answer<F: Ip, C: RecordCells<F>>(
     if flags.contains(TcpFlags::RST) {
         // Refused: a RST that acknowledges the SYN (RFC 9293, 3.10.7.3), or one of a server that had accepted.
         if answers || (seen && sequence == awaited.number) {
-            wanted.must_change(
-                Change::flags(FlowFlags::REPLY_RST, FlowFlags::NONE).class(Class::Closed),
-            );
+            wanted.must_change(REFUSED);
             return Follow::Go;
         }
         return Follow::Leave;
@@ -519,8 +509,8 @@ fn is_outside_over<F: Ip>(record: &Record<F>) -> bool {
         && record.original.side() == Side::ExternalIn as u8
 }
 
-/// Tries of a change for which a lock has to be had.
-pub(super) const TRIES: u32 = 4;
+/// The backend has refused an opening.
+const REFUSED: Change = Change::flags(FlowFlags::REPLY_RST, FlowFlags::NONE).class(Class::Closed);
 
 /// The client has answered what it got; the reply's hop takes the place of what the opening waited for. Where the lock is
 /// not to be had the next packet does it.
@@ -553,11 +543,17 @@ pub const fn is_generation<F: Ip>(generation: u32, record: &Record<F>) -> bool {
     generation as u16 == record.backend_generation
 }
 
+/// Whether the source is translated and the flow cannot be found between tc's hooks yet.
+#[inline(always)]
+pub fn lacks_halves(flags: FlowFlags) -> bool {
+    flags & (FlowFlags::SNAT | FlowFlags::BY_HALVES) == FlowFlags::SNAT
+}
+
 /// Sees to it that an SNAT flow is found between tc's hooks, before tc lets a packet go on to the stack.
 #[inline(always)]
 pub fn want_halves<F: Ip, C: RecordCells<F>>(met: &Met<C, &Work<F>>, wanted: &mut Wanted) {
     let flags = met.record().flags;
-    if flags & (FlowFlags::SNAT | FlowFlags::BY_HALVES) != FlowFlags::SNAT {
+    if !lacks_halves(flags) {
         return;
     }
     wanted.todo |= Todo::HALVE;

@@ -160,9 +160,9 @@ fn find<'a, F: Ip, T: Tables<F>>(
     let tuple = Tuple::new(&ip.daddr, &ip.saddr, quote.dport, quote.sport, proto, side);
     let mut what = Look::FRONTEND;
     if side == Side::Out {
-        what = Look::LEAVES;
+        what = Look::DERIVED;
     } else if tables.is_snat_port(quote.sport) {
-        what |= Look::REPLY;
+        what |= Look::DERIVED;
         if side == Side::PodIn {
             // See `slow_ingress`: a backend behind a pod interface that no slice says is local.
             what |= Look::OUTSIDE;

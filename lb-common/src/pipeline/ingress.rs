@@ -11,7 +11,7 @@ use super::tables::Tables;
 use super::verdict::{Hook, Outcome, Step};
 use super::work::{Todo, Wanted};
 use super::{fragment, icmp, service, transmit};
-use crate::abi::{Counter, DropReason, FlowFlags};
+use crate::abi::{Be16, Counter, DropReason, FlowFlags, Translation};
 
 /// What a packet's ports say of it before any table of flows is looked at.
 #[derive(Clone, Copy)]
@@ -84,14 +84,11 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
     if parsed.is_udp() && met.leg == Leg::Original && flow::backend_gone(tables, &record) {
         return Ok(Step::Slow);
     }
-    if (hook.is_xdp() || met.leg.is_reply()) && flow::is_others(&record) {
+    if is_left_alone(hook, &met) {
         return Ok(Step::Pass);
     }
     let stamp = tables.stamp();
     if hook.is_xdp() {
-        if !flags.contains(FlowFlags::SNAT) {
-            return Ok(Step::Pass);
-        }
         let hop = met.hop();
         if !hop.is_known() || flow::is_due(record.stamp, stamp) {
             // The next hop is looked up again whenever the time of use is written.
@@ -107,7 +104,7 @@ pub fn ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         flow::count_original(tables, &met, packet.len());
         return transmit::transmit(packet, tables, &parsed, &met.to(), hop.mac, &device);
     }
-    if flags & (FlowFlags::SNAT | FlowFlags::BY_HALVES) == FlowFlags::SNAT {
+    if flow::lacks_halves(flags) {
         return Ok(Step::Slow);
     }
     flow::touch(met.cells, record.stamp, stamp);
@@ -138,7 +135,7 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         what |= Look::FRONTEND;
     }
     if concern.reply {
-        what |= Look::REPLY;
+        what |= Look::DERIVED;
         if hook == Hook::Pod {
             // A backend behind a pod interface that no slice says is local (hand-written, semantics 28.50): what is found
             // is a flow to this very sender.
@@ -154,10 +151,7 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
             Step::Pass
         });
     };
-    let record = met.record();
-    if (hook.is_xdp() && !record.flags.contains(FlowFlags::SNAT))
-        || ((hook.is_xdp() || met.leg.is_reply()) && flow::is_others(&record))
-    {
+    if is_left_alone(hook, &met) {
         return Ok(Step::Pass);
     }
     let mut wanted = Wanted::default();
@@ -194,6 +188,15 @@ pub fn slow_ingress<F: Ip, P: PacketBuf, T: Tables<F>>(
         carry(packet, tables, &parsed, &met, hook)?
     };
     Ok(flow::after(work, &wanted, step))
+}
+
+/// Whether a hook leaves a packet of a flow to those behind it: XDP what it cannot send on whole, and each what somebody
+/// else's NAT waits for.
+#[inline(always)]
+fn is_left_alone<F: Ip, C, R: Seen<F>>(hook: Hook, met: &Met<C, R>) -> bool {
+    let record = met.record();
+    (hook.is_xdp() && !record.flags.contains(FlowFlags::SNAT))
+        || ((hook.is_xdp() || met.leg.is_reply()) && flow::is_others(&record))
 }
 
 /// A packet of the slow stages.
@@ -246,10 +249,7 @@ pub(super) fn arrived<F: Ip, P: PacketBuf, T: Tables<F>>(
 fn halved<F: Ip, C, R: Seen<F>>(
     met: &Met<C, R>,
     parsed: &Parsed<F>,
-) -> (
-    crate::abi::Translation<F>,
-    (crate::abi::Be16, crate::abi::Be16),
-) {
+) -> (Translation<F>, (Be16, Be16)) {
     let to = met.to();
     let ports = if met.leg.is_reply() {
         (parsed.sport, parsed.dport)

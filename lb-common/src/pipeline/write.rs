@@ -36,23 +36,21 @@ pub fn write<F: Ip, T: Tables<F>>(tables: &T) -> Outcome {
 /// Draws of a port that lie in a gap of the range and cost no try.
 const DRAWS: u32 = 4;
 
-/// A port of the range, one that may be taken unless too many draws lie in its gaps.
+/// A port of the range that may be taken; `None`: all draws lay in its gaps.
 #[inline(always)]
-fn draw<F: Ip, T: Tables<F>>(tables: &T, first: u32, span: u32) -> Be16 {
-    let mut port = Be16 { be: 0 };
+fn draw<F: Ip, T: Tables<F>>(tables: &T, first: u32, span: u32) -> Option<Be16> {
     let mut draws = 0;
     while draws < DRAWS {
         // Nobody foresees which: else one sender could keep a port from another.
         let drawn = first.wrapping_add(hash::scale(tables.random(), span));
         #[expect(clippy::cast_possible_truncation, reason = "between two ports")]
-        let drawn = drawn as u16;
-        port = Be16::from_host(drawn);
+        let port = Be16::from_host(drawn as u16);
         if tables.is_snat_port(port) {
-            break;
+            return Some(port);
         }
         draws += 1;
     }
-    port
+    None
 }
 
 /// Writes a record under a reply tuple that is free, with another source port where need be. False: another CPU was first.
@@ -70,16 +68,16 @@ fn insert<F: Ip, T: Tables<F>>(tables: &T, work: &mut Work<F>) -> Result<bool, D
     let mut failure = DropReason::PortsExhausted;
     let mut tries = 0;
     while tries < PORT_TRIES {
-        let mut may_try = true;
-        if takes_other {
-            let port = draw(tables, first, span);
-            work.set_source_port(port);
-            let age = if tries < PORT_TRIES / 2 { REST } else { 0 };
-            may_try = tables.is_snat_port(port) && tables.is_free(&work.words, stamp, age);
-        }
+        let age = if tries < PORT_TRIES / 2 { REST } else { 0 };
         tries += 1;
-        if !may_try {
-            continue;
+        if takes_other {
+            let Some(port) = draw(tables, first, span) else {
+                continue;
+            };
+            work.set_source_port(port);
+            if !tables.is_free(&work.words, stamp, age) {
+                continue;
+            }
         }
         let mut room = tables.insert_flow(&work.words, stamp);
         if room.result == Insert::Exists && !takes_other {

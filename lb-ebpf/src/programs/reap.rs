@@ -40,7 +40,7 @@ fn reap<F: Ip + FamilyMaps + LookFunctions>() -> u32 {
     let mut i = 0;
     while i < REAP_ITEMS && i < list.count as usize {
         let item = list.items[i];
-        deleted += F::delete_number(item.number, item.check, item.stamp) as u32;
+        deleted += F::delete_seen(item.number, item.check, item.stamp) as u32;
         i += 1;
     }
     list.deleted = deleted;
